@@ -1,0 +1,96 @@
+"""The only tensor containers: `Batch` (rows) and `Route` (which expert each row goes to).
+
+Letters: N rows, F categorical fields, M numerical fields, L ids of all sequences of one field,
+E experts. Everything in here is a tensor, never a Python number, so that one exported or compiled
+graph serves every batch.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows grouped by expert, for one division (or for the cell).
+
+    Rows `order[offsets[s] : offsets[s + 1]]` belong to expert `s - 1`; group 0 holds the rows that
+    have none (`expert == -1`). `order` is None when the rows already stand in that order.
+    """
+
+    expert: Tensor  # (N,) int64, -1 = none
+    offsets: Tensor  # (E + 2,) int64
+    order: Tensor | None = None  # (N,) int64
+
+    @staticmethod
+    def of(expert: Tensor, experts: int, *, grouped: bool = False) -> "Groups":
+        """Group rows by `expert` (N,) in [-1, experts); `grouped` promises rising ids."""
+        order = None if grouped else torch.argsort(expert, stable=True)
+        counts = torch.bincount(expert + 1, minlength=experts + 1)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return Groups(expert=expert, offsets=offsets, order=order)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the rows of a batch go, computed once and shared by all layers.
+
+    A hard route sends each row to one expert per division; a soft route mixes all experts of a
+    layer by weights. A route with neither is the backbone alone.
+    """
+
+    divisions: tuple[Groups, ...] = ()
+    cell: Groups | None = None  # combination of domains, where there are several divisions
+    weights: Tensor | None = None  # (N, E) float
+
+    @staticmethod
+    def none() -> "Route":
+        """The backbone alone."""
+        return Route()
+
+    @staticmethod
+    def hard(ids: Tensor, experts: int | None = None) -> "Route":
+        """Row n goes to expert `ids[n]`; -1 is the backbone alone. Ids need not be sorted.
+
+        Args:
+            ids: (N,) integers from -1 on.
+            experts: Number of experts; one more than the largest id when absent.
+        """
+        ids = ids.long()
+        if experts is None:
+            experts = int(ids.max()) + 1 if ids.numel() else 0
+        return Route(divisions=(Groups.of(ids, experts),))
+
+    @staticmethod
+    def soft(weights: Tensor) -> "Route":
+        """Row n gets the sum of all experts' updates, weighted by `weights[n]` (N, E)."""
+        return Route(weights=weights)
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A sequence field: row n has the ids `values[offsets[n] : offsets[n + 1]]`."""
+
+    values: Tensor  # (L,) int32
+    offsets: Tensor  # (N + 1,) int64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Encoded rows, ready for the model."""
+
+    ids: Tensor  # (N, F) int32, index into each field's vocabulary; 0 = unknown
+    numbers: Tensor  # (N, M) float32, normalised
+    row: Tensor  # (N,) int64, the row of the source: `predict` restores its order
+    route: Route = field(default_factory=Route)
+    sequences: dict[str, Bag] = field(default_factory=dict)
+    label: Tensor | None = None  # (N,) float32 of 0 and 1
+    weight: Tensor | None = None  # (N,) float32
+
+    def __len__(self) -> int:
+        return int(self.row.shape[0])
+
+
+for _container in (Groups, Route, Bag, Batch):
+    torch.export.register_dataclass(_container)

@@ -1,0 +1,172 @@
+"""The `data` section of a configuration: source, fields, divisions, label, split."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field as Bound
+from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from loractr.schema import Division, Field, Label, Record
+
+Fractions = tuple[
+    Annotated[float, Bound(gt=0, lt=1)],
+    Annotated[float, Bound(ge=0, lt=1)],
+    Annotated[float, Bound(ge=0, lt=1)],
+]
+"""Shares of train, validation, test."""
+
+
+def _sum_to_one(fractions: Fractions) -> Fractions:
+    if abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"train, validation and test must sum to 1, not {sum(fractions):g}")
+    return fractions
+
+
+class RandomSplit(Record):
+    """Each row by itself, at random; sizes exact to one row."""
+
+    kind: Literal["random"]
+    fractions: Fractions = (0.8, 0.1, 0.1)
+    seed: NonNegativeInt = 123
+    _sum = field_validator("fractions")(_sum_to_one)
+
+
+class StratifiedSplit(Record):
+    """At random within each (domain of the natural division, label); sizes exact to one row each."""
+
+    kind: Literal["stratified"]
+    fractions: Fractions = (0.6, 0.2, 0.2)
+    seed: NonNegativeInt = 123
+    _sum = field_validator("fractions")(_sum_to_one)
+
+
+class TemporalSplit(Record):
+    """By time: the past trains, the future tests. Either two dates or fractions of the rows."""
+
+    kind: Literal["temporal"]
+    column: str
+    """Time column: a number, a date or a datetime."""
+    validation_from: int | float | str | None = None
+    """First moment of validation; ISO text for date columns."""
+    test_from: int | float | str | None = None
+    """First moment of test."""
+    fractions: Fractions | None = None
+    """Instead of moments: shares of the rows in time order (rows of equal time stay together)."""
+
+    @model_validator(mode="after")
+    def _moments_or_fractions(self) -> Self:
+        moments = (self.validation_from is not None) + (self.test_from is not None)
+        if (self.fractions is None) == (moments == 0) or moments == 1:
+            raise ValueError("give either validation_from and test_from, or fractions")
+        if self.fractions is not None:
+            _sum_to_one(self.fractions)
+        return self
+
+
+class PerUserSplit(Record):
+    """Within each user's rows: at random, or in the order of a time column (the last ones test)."""
+
+    kind: Literal["per_user"]
+    column: str
+    """Column of the user."""
+    order: str | None = None
+    """Time column; at random when absent."""
+    fractions: Fractions = (0.8, 0.1, 0.1)
+    seed: NonNegativeInt = 123
+    _sum = field_validator("fractions")(_sum_to_one)
+
+
+class ColumnSplit(Record):
+    """A column says it."""
+
+    kind: Literal["column"]
+    column: str
+    train: tuple[int | str, ...] = ("train",)
+    validation: tuple[int | str, ...] = ("validation",)
+    test: tuple[int | str, ...] = ("test",)
+
+
+Split = Annotated[
+    RandomSplit | StratifiedSplit | TemporalSplit | PerUserSplit | ColumnSplit,
+    Bound(discriminator="kind"),
+]
+
+
+class Negatives(Record):
+    """Drawn negatives for logs that hold positives only (Taobao, Amazon 2018)."""
+
+    per: tuple[Literal["domain", "user"], ...] = ("domain", "user")
+    """Within what a draw is made: each user's negatives come from its domain's items."""
+    rate_range: tuple[float, float] = (0.2, 0.5)
+    """Per domain a rate ~ U(low, high), rounded to 2 digits; a user gets int(positives / rate)."""
+    seed: NonNegativeInt = 0
+
+
+class SyntheticOptions(Record):
+    """Size and structure of the synthetic click log."""
+
+    rows: PositiveInt = 200_000
+    users: PositiveInt = 3_000
+    items: PositiveInt = 1_000
+    domains: PositiveInt = 12
+    zipf: float = 1.0
+    """Domain sizes fall as 1 / rank ** zipf."""
+    rank: PositiveInt = 2
+    """Rank of each domain's deviation from the shared preference."""
+    deviation: float = 1.0
+    """Strength of the domains' deviation; 0 makes them differ in base rate only."""
+    seed: NonNegativeInt = 0
+
+
+SourceName = Literal[
+    "movielens-1m",
+    "kuairand-pure",
+    "synthetic",
+    "table",
+    "amazon-2014",
+    "amazon-2018",
+    "taobao-theme",
+    "ali-ccp",
+]
+
+
+class DataConfig(Record):
+    """Where the rows come from and what they mean."""
+
+    source: SourceName
+    """Which reader."""
+    path: Path | None = None
+    """File or folder; none for the synthetic source."""
+    label: Label | None = None
+    """Which rows are clicks; the source's own label when absent."""
+    fields: tuple[str | Field, ...] | None = None
+    """Inputs: names of the source's columns, or fields spelt out; the source's own when absent."""
+    divisions: dict[str, Division] = {}
+    """Divisions by name; the first is the natural one; the source's own when empty."""
+    domain_as_field: bool = True
+    """The natural domain as one more categorical field, named `domain_<division>`."""
+    weight: str | None = None
+    """Column of row weights."""
+    group: str | None = None
+    """Column that the grouped AUC averages over, usually the user."""
+    split: Split = StratifiedSplit(kind="stratified")
+    """How rows are dealt to train, validation and test."""
+    deduplicate: bool | tuple[str, ...] = False
+    """Drop repeats: of whole rows (true) or of the named columns; the first row stays."""
+    negatives: Negatives | None = None
+    """Draw negatives, for logs of positives only."""
+    synthetic: SyntheticOptions = SyntheticOptions()
+    """Options of the synthetic source."""
+    domains: tuple[str, ...] | None = None
+    """Sources made of one file per domain (Amazon): which ones; all known when absent.
+    Taobao: an integer-like text, the first N themes."""
+
+    @field_validator("divisions", mode="before")
+    @classmethod
+    def _name_divisions(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: {"name": name, **rule} if isinstance(rule, dict) else rule
+            for name, rule in value.items()
+        }

@@ -1,0 +1,127 @@
+"""Every error that loractr raises on purpose.
+
+LoractrError
+├── ConfigError          the configuration is wrong; holds all its problems at once       (exit 2)
+├── UsageError           a command or a call that cannot be carried out as asked          (exit 2)
+├── AdapterError         targets that match no layer, a rank that does not fit            (exit 2)
+├── DataError            the rows are not what the configuration says                     (exit 1)
+│   ├── MissingColumnError   a column that the configuration names is not in the table
+│   ├── MalformedLineError   a line of a text file that cannot be read; knows its number
+│   └── UnknownDomainError   a row of a domain that the division was not fitted on
+├── DownloadError        a download that failed, grew too large or has the wrong checksum (exit 1)
+├── ArtifactError        an artifact that is damaged, incomplete or of another format     (exit 1)
+├── CheckpointError      a checkpoint that does not belong to this run                    (exit 1)
+└── TrainingError        training cannot go on (the loss is no longer finite, …)          (exit 1)
+
+A message says what was wrong with its value, what would be right, and, on a line of its own that
+starts with "Fix:", what to do. Each class also derives from the builtin that a caller would expect.
+"""
+
+from collections.abc import Iterable
+
+
+class LoractrError(Exception):
+    """Base of every error that this library raises on purpose.
+
+    Args:
+        problem: What is wrong, with the value, and what would be right.
+        fix: What to do about it, in one sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, fix: str | None = None) -> None:
+        self.problem = problem
+        self.fix = fix
+        super().__init__(problem if fix is None else f"{problem}\nFix: {fix}")
+
+
+class ConfigError(LoractrError, ValueError):
+    """The configuration is wrong. `problems` holds every one found, each with its place."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[str], *, fix: str | None = None) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = "the configuration has a problem" if count == 1 else f"{count} configuration problems"
+        super().__init__(f"{head}:\n" + "\n".join(f"  - {p}" for p in self.problems), fix=fix)
+
+
+class UsageError(LoractrError, ValueError):
+    """A command or call that cannot be carried out as asked, e.g. a RUN that exists already."""
+
+    exit_code = 2
+
+
+class AdapterError(LoractrError, ValueError):
+    """Adapter targets that match no layer, or a rank that does not fit its layer."""
+
+    exit_code = 2
+
+
+class DataError(LoractrError, ValueError):
+    """The rows are not what the configuration says: labels, numbers, empty files, empty domains."""
+
+
+class MissingColumnError(DataError, KeyError):
+    """A column that the configuration names is not in the table."""
+
+    def __init__(self, column: str, present: Iterable[str], *, wanted_by: str) -> None:
+        self.column = column
+        super().__init__(
+            f"column {column!r}, wanted by {wanted_by}, is not in the table; it has {some(present)}.",
+            fix=f"name one of the table's columns in {wanted_by}, or add the column to the file.",
+        )
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class MalformedLineError(DataError):
+    """A line of a text file that cannot be read. `line` counts from 1."""
+
+    def __init__(self, path: object, line: int, problem: str) -> None:
+        self.path, self.line = path, line
+        super().__init__(
+            f"{path}, line {line}: {problem}.",
+            fix="correct or remove that line, or fetch the file again.",
+        )
+
+
+class UnknownDomainError(DataError):
+    """Rows of a domain that the division was not fitted on, where `unseen: error` was asked for."""
+
+    def __init__(self, division: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+        self.division, self.unknown, self.known = division, tuple(unknown), tuple(known)
+        super().__init__(
+            f"division {division!r} has no domain {some(self.unknown)};"
+            f" it was fitted on {some(self.known)}.",
+            fix=f"train on rows that have it, or set `unseen: backbone` in division {division!r}"
+            " to score such rows with the backbone alone.",
+        )
+
+
+class DownloadError(LoractrError, OSError):
+    """A download that failed, grew past its size limit, or has the wrong checksum."""
+
+
+class ArtifactError(LoractrError, ValueError):
+    """An artifact that is damaged, incomplete, or of a format this version cannot read."""
+
+
+class CheckpointError(LoractrError, ValueError):
+    """A checkpoint that is damaged or does not belong to this run."""
+
+
+class TrainingError(LoractrError, RuntimeError):
+    """Training cannot go on, e.g. the loss is no longer finite."""
+
+
+def some(names: Iterable[object], limit: int = 8) -> str:
+    """The first few names, quoted, and how many more there are: messages stay of bounded length."""
+    listed = [repr(str(name)) for name in names]
+    if not listed:
+        return "none"
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

@@ -1,0 +1,83 @@
+"""A training recipe is a tuple of stages, run in order by one loop (`training.fit`). Plain data."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field as Bound
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from loractr.schema import Record
+
+Select = Literal["mean_auc", "wauc", "pooled_auc", "log_loss"]
+Probability = Annotated[float, Bound(ge=0.0, lt=1.0)]
+
+
+class Sampling(Record):
+    """Domain-balanced sampling: an epoch draws as many rows as there are, each domain in proportion
+    to rows ** (1 / temperature); 1 is the natural share, larger is more even."""
+
+    temperature: Annotated[float, Bound(ge=1.0)] = 1.0
+    """1: the natural share of each domain; the larger, the more even."""
+
+
+class Settings(Record):
+    """What the loop needs to know about one optimisation. Base of `Stage` and of the config's
+    `training` section; never used by itself."""
+
+    epochs: PositiveFloat = 100
+    """Most passes over the rows; may be fractional."""
+    batch_size: PositiveInt = 1024
+    """Rows of a step (in an independent stage: rows of each domain of the step)."""
+    learning_rate: PositiveFloat = 1e-3
+    """Adam's step size."""
+    embedding_learning_rate: PositiveFloat | None = None
+    """Step size of embedding tables; `learning_rate` when absent."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Coupled L2, added to the gradient as in the papers; with `decoupled` it is AdamW's."""
+    embedding_weight_decay: NonNegativeFloat | None = None
+    """The same for embedding tables; `weight_decay` when absent."""
+    decoupled: bool = False
+    """Decoupled weight decay (AdamW)."""
+    patience: NonNegativeFloat = 3.0
+    """Stop when `select` has not improved for this many epochs; may be fractional."""
+    validate_every: PositiveFloat = 1.0
+    """Epochs between two validations; may be fractional."""
+    select: Select = "mean_auc"
+    """Validation metric that chooses the kept weights."""
+    keep_start: bool = True
+    """Keep the model as it was before the stage when the stage's best is worse on `select`."""
+    clip_norm: PositiveFloat | None = None
+    """Largest gradient norm over all trained weights (per expert in an independent stage)."""
+    ema: Annotated[float, Bound(gt=0.0, lt=1.0)] | None = None
+    """Decay of the moving average of the weights, warmed up as min(ema, (1 + t) / (10 + t))."""
+    warmup: NonNegativeFloat = 0.0
+    """Epochs of linear warm-up of the learning rate."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, down to 0 at the end of `epochs`."""
+    dropout: Probability | None = None
+    """Dropout of hidden layers in this stage; the model's when absent."""
+    embedding_dropout: Probability | None = None
+    """Dropout of the backbone's input in this stage; the model's when absent."""
+    sampling: Sampling | None = None
+    """Domain-balanced sampling; every row once an epoch when absent."""
+    domains_per_step: PositiveInt = 16
+    """Independent stages: most domains that take part in one step."""
+    domain_sequential: bool = False
+    """The authors' order: one domain after the other within an epoch, batches of one domain."""
+    embedding_updates: Literal["auto", "dense", "sparse"] = "auto"
+    """dense: Adam on whole tables. sparse: lazy Adam on the rows of the batch, another optimiser.
+    auto: dense; the choice is written to the log and to metrics.json."""
+
+
+class Stage(Settings):
+    """One step of a recipe: what trains, on which rows, with which route, and how."""
+
+    name: str
+    """Name of the stage, unique in its recipe."""
+    trains: tuple[str, ...] = ("*",)
+    """Globs over parameter names; all else, buffers included, stays bit-identical."""
+    rows: tuple[str, str] | None = None
+    """(division, domain): only that domain's rows; all rows when absent."""
+    route: Literal["none", "hard"] = "hard"
+    """none: adapters are inert, the backbone alone. hard: each row goes to its domain's expert."""
+    independent: bool = False
+    """Each expert trains by itself (own rows, moments, stopping), many of them stacked in a step."""

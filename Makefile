@@ -1,0 +1,61 @@
+# The verbs of this repository. A machine needs Python >= 3.11, make and git; nothing else.
+#
+#   make demo     install into .venv and run the whole way on synthetic data
+#   make test     all checks: lint, format, types, tests (without the slow ones)
+#   make slow     the slow tests
+#   make docs     build the documentation into site/, warnings are errors
+#   make bench    training rows per second, against FuxiCTR from PyPI
+#   make clean    remove .venv and everything that was built
+#
+# torch goes first and is pinned by constraints.txt: asked for as a range, pip could take another
+# build. On Linux outside a CPU-only mirror, PyPI's torch brings CUDA along; the smaller CPU build:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SPEC := pyproject.toml constraints.txt
+
+.PHONY: demo test slow docs bench clean
+
+demo: .venv/installed
+	$(BIN)/loractr demo
+
+test: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow"
+
+slow: .venv/installed-dev
+	$(BIN)/pytest -q -m slow
+
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/bench_training.py
+
+clean:
+	rm -rf .venv build dist site demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Stamps: an install runs again only when pyproject.toml or constraints.txt changed.
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "loractr needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Fix: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: $(SPEC) | .venv/bin/python
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(INSTALL) -e '.[docs]'
+	@touch $@

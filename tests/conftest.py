@@ -1,0 +1,41 @@
+"""What all tests share: one thread, and the folder of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports torch: results do not depend on the machine's cores, and tests that
+# need no torch do not pay for importing it.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+
+REAL_DATA = Path(
+    os.environ.get("LORACTR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with `ml-1m/` and `kuairand-pure/`; the test is skipped where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"real data: no folder {REAL_DATA}; name yours in LORACTR_DATA")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def movielens(data_root: Path) -> Path:
+    """The folder of MovieLens-1M's official files."""
+    return _folder(data_root / "ml-1m", "ratings.dat")
+
+
+@pytest.fixture(scope="session")
+def kuairand(data_root: Path) -> Path:
+    """The folder of KuaiRand-Pure's official files."""
+    return _folder(data_root / "kuairand-pure", "log_standard_4_22_to_5_08_pure.csv")
+
+
+def _folder(folder: Path, wanted: str) -> Path:
+    if not (folder / wanted).is_file():
+        pytest.skip(f"real data: {folder} has no {wanted}")
+    return folder

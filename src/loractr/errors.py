@@ -44,7 +44,8 @@ class ConfigError(LoractrError, ValueError):
     def __init__(self, problems: Iterable[str], *, fix: str | None = None) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
-        head = "the configuration has a problem" if count == 1 else f"{count} configuration problems"
+        many = f"{count} configuration problems"
+        head = "the configuration has a problem" if count == 1 else many
         super().__init__(f"{head}:\n" + "\n".join(f"  - {p}" for p in self.problems), fix=fix)
 
 
@@ -70,7 +71,8 @@ class MissingColumnError(DataError, KeyError):
     def __init__(self, column: str, present: Iterable[str], *, wanted_by: str) -> None:
         self.column = column
         super().__init__(
-            f"column {column!r}, wanted by {wanted_by}, is not in the table; it has {some(present)}.",
+            f"column {column!r}, wanted by {wanted_by}, is not in the table;"
+            f" it has {some(present)}.",
             fix=f"name one of the table's columns in {wanted_by}, or add the column to the file.",
         )
 

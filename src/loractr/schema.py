@@ -77,7 +77,9 @@ class Field(Record):
         if wrong and not self.size:  # a dumped, fitted field names every option
             raise ValueError(f"{', '.join(sorted(wrong))} means nothing for a {self.kind} field")
         if self.hash_buckets and (self.pretrained or self.min_count > 1):
-            raise ValueError("hash_buckets excludes pretrained and min_count: it keeps no vocabulary")
+            raise ValueError(
+                "hash_buckets keeps no vocabulary: it excludes pretrained and min_count"
+            )
         if not self.trainable and not self.pretrained:
             raise ValueError("trainable: false needs a pretrained embedding")
         return self

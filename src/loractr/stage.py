@@ -80,4 +80,4 @@ class Stage(Settings):
     route: Literal["none", "hard"] = "hard"
     """none: adapters are inert, the backbone alone. hard: each row goes to its domain's expert."""
     independent: bool = False
-    """Each expert trains by itself (own rows, moments, stopping), many of them stacked in a step."""
+    """Each expert trains by itself (own rows, moments, stopping), several stacked in a step."""

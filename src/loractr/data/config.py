@@ -32,7 +32,7 @@ class RandomSplit(Record):
 
 
 class StratifiedSplit(Record):
-    """At random within each (domain of the natural division, label); sizes exact to one row each."""
+    """At random within each (domain of the natural division, label); sizes exact to one row."""
 
     kind: Literal["stratified"]
     fractions: Fractions = (0.6, 0.2, 0.2)
@@ -141,7 +141,7 @@ class DataConfig(Record):
     """Which rows are clicks; the source's own label when absent."""
     fields: tuple[str | Field, ...] | None = None
     """Inputs: names of the source's columns, or fields spelt out; the source's own when absent."""
-    divisions: dict[str, Division] = {}
+    divisions: dict[str, Division] = Bound(default_factory=dict)
     """Divisions by name; the first is the natural one; the source's own when empty."""
     domain_as_field: bool = True
     """The natural domain as one more categorical field, named `domain_<division>`."""

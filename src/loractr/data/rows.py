@@ -1,4 +1,4 @@
-"""`Rows`: encoded rows as packed columns. What the encoder makes, the store keeps, the loader reads."""
+"""`Rows`: encoded rows as packed columns; the encoder makes them, store and loader pass them on."""
 
 from dataclasses import dataclass, field
 

@@ -12,7 +12,7 @@ LEVELS = [
     {"errors"},
     {"schema", "batch"},
     {"stage"},
-    {"data", "layers", "evaluation"},
+    {"data", "layers", "evaluation", "method"},
     {"backbones", "adapters", "baselines"},
     {"config"},
     {"model"},

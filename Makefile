@@ -31,7 +31,7 @@ slow: .venv/installed-dev
 	$(BIN)/pytest -q -m slow
 
 docs: .venv/installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/bench_training.py

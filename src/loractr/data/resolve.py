@@ -1,0 +1,138 @@
+"""Configuration + table → the (unfitted) schema, or every problem with it at once."""
+
+import difflib
+from collections.abc import Collection, Iterator
+
+from pydantic import ValidationError
+
+from loractr.data.config import ColumnSplit, DataConfig, PerUserSplit, TemporalSplit
+from loractr.data.sources.base import Table
+from loractr.errors import ConfigError, some
+from loractr.schema import Division, Field, Label, Schema
+
+
+def resolve(config: DataConfig, table: Table) -> Schema:
+    """The schema that `config` asks of `table`.
+
+    A name in `config.fields` is the source's field of that name; a field spelt out is laid over the
+    source's field of the same name or column. Fields, divisions and label default to the source's.
+    With `domain_as_field` the natural division becomes one more field, `domain_<division>`, which
+    reads no column: its value is the domain itself.
+
+    Raises:
+        ConfigError: unknown names (with the nearest known one), columns that are only known after
+            the click used as inputs or divisions, names used twice. All of them at once.
+    """
+    columns = table.frame.collect_schema().names()
+    label = _label(config, table)
+    refused = {label.column: "it is the label itself", **table.post_outcome}
+    problems: list[str] = []
+    fields = [_field(item, table, columns, problems) for item in _wanted(config, table, problems)]
+    divisions = tuple(config.divisions.values()) or table.divisions
+    for place, column in _inputs(fields, divisions):
+        if column in refused:
+            problems.append(f"{place}: column {column!r} is no input: {refused[column]}")
+        elif column not in columns:
+            problems.append(f"{place}: {_unknown('column', column, columns)}")
+    problems += [
+        f"{place}: {_unknown('column', column, columns)}"
+        for place, column in _others(config, label)
+        if column not in columns
+    ]
+    if config.domain_as_field and divisions:
+        fields.append(Field(name=f"domain_{divisions[0].name}"))
+    problems += _repeated([field.name for field in fields])
+    if problems:
+        raise ConfigError(problems)
+    return Schema(
+        fields=tuple(fields),
+        divisions=divisions,
+        label=label,
+        weight=config.weight,
+        group=config.group,
+    )
+
+
+def _wanted(config: DataConfig, table: Table, problems: list[str]) -> tuple[str | Field, ...]:
+    wanted = table.default_fields if config.fields is None else config.fields
+    if not wanted:
+        problems.append("data.fields: name at least one input")
+    return wanted
+
+
+def _field(item: str | Field, table: Table, columns: Collection[str], problems: list[str]) -> Field:
+    """The field that an entry of `data.fields` means; a stand-in when it is wrong."""
+    if isinstance(item, str):
+        if item in table.fields:
+            return table.fields[item]
+        if item not in columns:  # else the caller says why the column is refused, or takes it
+            problems.append(f"data.fields: {_unknown('field', item, table.fields)}")
+            return next(iter(table.fields.values()), Field(name=item))
+        return Field(name=item)
+    base = table.fields.get(item.name) or table.fields.get(item.source_column)
+    if base is None:
+        return item
+    try:
+        return _laid_over(item, base)
+    except ValidationError as error:
+        reasons = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
+        problems.append(f"data.fields: field {item.name!r}: {reasons}")
+        return item
+
+
+def _laid_over(item: Field, base: Field) -> Field:
+    """The source's field with what the user set; options of another kind do not carry over."""
+    said = {name: getattr(item, name) for name in item.model_fields_set}
+    kept = base.model_fields_set - {"name"}
+    if "kind" in said and said["kind"] != base.kind:
+        kept = kept & {"column"}
+    inherited = {name: getattr(base, name) for name in kept}
+    if item.name != base.name:
+        inherited["column"] = base.source_column
+    return Field(**{**inherited, **said})
+
+
+def _label(config: DataConfig, table: Table) -> Label:
+    """The user's label; a column or, for the same column, a rule left out is the source's."""
+    said = config.label
+    if said is None:
+        return table.label
+    column = said.column if "column" in said.model_fields_set else table.label.column
+    if column == table.label.column and "positive" not in said.model_fields_set:
+        return table.label
+    return Label(column=column, positive=said.positive)
+
+
+def _inputs(fields: list[Field], divisions: tuple[Division, ...]) -> Iterator[tuple[str, str]]:
+    """(place in the configuration, column) of everything that a prediction reads."""
+    for field in fields:
+        yield f"data.fields, field {field.name!r}", field.source_column
+    for division in divisions:
+        yield f"data.divisions.{division.name}", division.column
+
+
+def _others(config: DataConfig, label: Label) -> Iterator[tuple[str, str]]:
+    """(place, column) of everything else that the configuration names."""
+    yield "data.label", label.column
+    if config.weight is not None:
+        yield "data.weight", config.weight
+    if config.group is not None:
+        yield "data.group", config.group
+    if isinstance(config.split, TemporalSplit | PerUserSplit | ColumnSplit):
+        yield "data.split.column", config.split.column
+    if isinstance(config.split, PerUserSplit) and config.split.order is not None:
+        yield "data.split.order", config.split.order
+    if isinstance(config.deduplicate, tuple):
+        for column in config.deduplicate:
+            yield "data.deduplicate", column
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {some(known)}"
+    return f"no {what} {name!r}; {hint}"
+
+
+def _repeated(names: list[str]) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"data.fields: field {name!r} is there twice" for name in twice]

@@ -1,0 +1,166 @@
+"""A synthetic click log with planted structure, whose true click probability is known per row.
+
+For a row of user u, item i and domain d, with latent vectors p, q of size K:
+
+    logit = rate_d + <p_u, q_i> + deviation * <p_u, A_d q_i> + bias_u + bias_i + tags + context
+    p_u   = segment's vector + a little of the user's own;  q_i = category's vector + its own
+    A_d   = left_d right_d^T, of rank `rank`: what a domain prefers differently
+
+The shared preference is learnt from all rows, which a model of one domain alone does not have.
+The deviation is a product of three (segment, category, domain), which a shared model finds hard
+and a low-rank adapter per domain finds easy. `true_probability` = sigmoid(logit) is the oracle.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from loractr.data.config import DataConfig, SyntheticOptions
+from loractr.data.sources.base import Table
+from loractr.schema import Division, Field, Label
+
+_LATENT = 8
+_SEGMENTS, _CATEGORIES, _TAGS, _MOST_TAGS = 12, 20, 30, 4
+_DEVICES = ("phone", "tablet", "desktop", "tv")
+_START, _DAYS = 1_767_225_600, 14  # 2026-01-01 00:00 UTC, in seconds
+
+_FIELDS = (
+    Field(name="user"),
+    Field(name="segment"),
+    Field(name="item"),
+    Field(name="category"),
+    Field(name="tags", kind="sequence"),
+    Field(name="hour"),
+    Field(name="device"),
+    Field(name="price", kind="numerical", scaling="log1p"),
+)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def open_source(config: DataConfig) -> Table:
+    """A log drawn from `config.synthetic`, in time order. Same options, same rows."""
+    return Table(
+        frame=generate(config.synthetic).lazy(),
+        fields={field.name: field for field in _FIELDS},
+        default_fields=tuple(field.name for field in _FIELDS),
+        divisions=(Division(name="domain", column="domain"),),
+        label=Label(column="label"),
+        post_outcome={
+            "label": "it is the label itself",
+            "true_probability": "it is the probability that the label was drawn with",
+        },
+        oracle="true_probability",
+    )
+
+
+def generate(options: SyntheticOptions) -> pl.DataFrame:
+    """The log of these options: the columns of the fields, domain, timestamp, label, truth."""
+    rng = np.random.default_rng(options.seed)
+    world = _World.draw(options, rng)
+    n = options.rows
+    user = rng.integers(options.users, size=n)
+    item = _zipf(options.items, 0.7, n, rng)
+    domain = _zipf(options.domains, options.zipf, n, rng)
+    device = rng.choice(len(_DEVICES), size=n, p=(0.6, 0.1, 0.25, 0.05))
+    time = _START + np.sort(rng.integers(_DAYS * 86_400, size=n))
+    hour = (time % 86_400) // 3_600
+    probability = 1 / (1 + np.exp(-world.logit(user, item, domain, hour, device)))
+    label = (rng.random(n) < probability).astype(np.int64)
+    names = np.array([f"domain_{d:02d}" for d in range(options.domains)])
+    return pl.DataFrame(
+        {
+            "user": user,
+            "segment": world.segment[user],
+            "item": item,
+            "category": world.category[item],
+            "tags": _bags(world.tags, item),
+            "hour": hour,
+            "device": pl.Series(np.array(_DEVICES)[device]),
+            "price": world.price[item],
+            "domain": pl.Series(names[domain]),
+            "timestamp": time,
+            "label": label,
+            "true_probability": probability,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _World:
+    """Everything that is drawn once. U users, I items, D domains, K latent, T tags at most."""
+
+    segment: Ints  # (U,)
+    category: Ints  # (I,)
+    tags: Ints  # (I, T), -1 = none
+    price: Floats  # (I,)
+    user_vector: Floats  # (U, K)
+    item_vector: Floats  # (I, K)
+    user_bias: Floats  # (U,)
+    item_bias: Floats  # (I,), with the effects of its tags and its price
+    rate: Floats  # (D,)
+    deviation: Floats  # (D, K, K), A_d, already times the strength
+    hour: Floats  # (24,)
+    device: Floats  # (devices,)
+
+    @classmethod
+    def draw(cls, options: SyntheticOptions, rng: np.random.Generator) -> "_World":
+        segment = rng.integers(_SEGMENTS, size=options.users)
+        category = rng.integers(_CATEGORIES, size=options.items)
+        tags = np.array([rng.permutation(_TAGS)[:_MOST_TAGS] for _ in range(options.items)])
+        tags[np.arange(_MOST_TAGS) >= rng.integers(1, _MOST_TAGS + 1, options.items)[:, None]] = -1
+        price: Floats = np.exp(rng.normal(3.0, 1.0, options.items)).round(2)
+        tag_effect = np.append(rng.normal(0, 0.5, _TAGS), 0.0)  # the last one is "none"
+        tag_mean = tag_effect[tags].sum(axis=1) / (tags >= 0).sum(axis=1)
+        left, right = rng.normal(size=(2, options.domains, _LATENT, options.rank))
+        # <p, A q> gets the spread of <p, q> for any rank: both sum K products of unit variance
+        scale = options.deviation / np.sqrt(options.rank * _LATENT)
+        return cls(
+            segment=segment,
+            category=category,
+            tags=tags,
+            price=price,
+            user_vector=_vectors(segment, _SEGMENTS, rng),
+            item_vector=_vectors(category, _CATEGORIES, rng),
+            user_bias=rng.normal(0, 0.3, options.users),
+            item_bias=rng.normal(0, 0.3, options.items) + tag_mean - 0.2 * (np.log(price) - 3.0),
+            rate=rng.normal(-1.0, 0.5, options.domains),
+            deviation=scale * np.einsum("dkr,dlr->dkl", left, right),
+            hour=0.3 * np.cos((np.arange(24) - 20) / 24 * 2 * np.pi),
+            device=rng.normal(0, 0.2, len(_DEVICES)),
+        )
+
+    def logit(self, user: Ints, item: Ints, domain: Ints, hour: Ints, device: Ints) -> Floats:
+        """(N,) from five (N,) index arrays."""
+        logit = self.rate[domain] + self.user_bias[user] + self.item_bias[item]
+        logit += self.hour[hour] + self.device[device]
+        logit += np.einsum("nk,nk->n", self.user_vector[user], self.item_vector[item])
+        for d, matrix in enumerate(self.deviation):
+            rows = np.flatnonzero(domain == d)
+            p, q = self.user_vector[user[rows]], self.item_vector[item[rows]]
+            logit[rows] += np.einsum("nk,nk->n", p @ matrix, q)
+        return logit
+
+
+def _vectors(group: Ints, groups: int, rng: np.random.Generator) -> Floats:
+    """Latent vectors (N, K) around their group's, scaled so that <p, q> has variance about 1."""
+    shared = rng.normal(size=(groups, _LATENT))
+    own = rng.normal(size=(len(group), _LATENT))
+    vectors: Floats = (0.95 * shared[group] + 0.3 * own) / _LATENT**0.25
+    return vectors
+
+
+def _zipf(size: int, exponent: float, n: int, rng: np.random.Generator) -> Ints:
+    """n draws from 0 … size - 1, the k-th (from 1) as likely as 1 / k ** exponent."""
+    weight = 1 / np.arange(1, size + 1) ** exponent
+    edges = np.cumsum(weight / weight.sum())
+    return np.minimum(np.searchsorted(edges, rng.random(n), side="right"), size - 1)
+
+
+def _bags(tags: Ints, item: Ints) -> pl.Series:
+    """The list column of each row's tags."""
+    bags = pl.Series([bag[bag >= 0].tolist() for bag in tags], dtype=pl.List(pl.Int64))
+    return bags.gather(item)

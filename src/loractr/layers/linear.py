@@ -1,0 +1,58 @@
+"""The one product that backbones are made of, and that adapters replace."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loractr.batch import Route
+from loractr.layers.dropout import Dropout
+
+
+class Linear(nn.Module):
+    """An affine map that takes the batch's route and ignores it: the layer that adapters replace.
+
+        y = x Wᵀ + b        with `dropout` set: y = Dropout(x Wᵀ + b)
+
+    A fresh one has Glorot normal weights, variance 2 / (in + out), and zero bias.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether to add b.
+        generator: Source of the initial weights; torch's default one when absent.
+
+    Attributes:
+        dropout: Dropout of this layer's own output. An adapter adds its update *after* it, so
+            that only the shared path is dropped. None almost always: it serves the one option
+            that reproduces the MLoRA authors' code (`dropout_position: shared_path`).
+
+    Shapes: x (..., in) → (..., out).
+    Raises: ValueError: a width below 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"widths must be at least 1, not {in_features} → {out_features}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.dropout: Dropout | None = None
+        nn.init.xavier_normal_(self.weight, generator=generator)
+
+    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
+        """The affine map; `route` is for the adapter that may stand in this layer's place."""
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.dropout is None else self.dropout(y)
+
+    def extra_repr(self) -> str:
+        """The widths, for `print(model)`."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

@@ -1,0 +1,31 @@
+"""Metrics per domain: numpy and polars in, numbers out. Usable on any system's predictions."""
+
+from loractr.evaluation.auc import auc, domain_auc
+from loractr.evaluation.metrics import DomainScores, gauc, log_loss, mean_auc, score, wauc
+from loractr.evaluation.predictions import (
+    DivisionMetrics,
+    DomainMetrics,
+    Metrics,
+    PooledMetrics,
+    evaluate,
+)
+from loractr.evaluation.report import Table, comparison_table, division_table
+
+__all__ = [
+    "DivisionMetrics",
+    "DomainMetrics",
+    "DomainScores",
+    "Metrics",
+    "PooledMetrics",
+    "Table",
+    "auc",
+    "comparison_table",
+    "division_table",
+    "domain_auc",
+    "evaluate",
+    "gauc",
+    "log_loss",
+    "mean_auc",
+    "score",
+    "wauc",
+]

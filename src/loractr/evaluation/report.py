@@ -1,0 +1,86 @@
+"""`Metrics` → a table of text, for whatever shows it: a terminal, Markdown, HTML."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from loractr.evaluation.predictions import DivisionMetrics, DomainMetrics, Metrics
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the names of the columns, and rows of as many cells; the first column is text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def division_table(metrics: Metrics, division: str) -> Table:
+    """One row a domain, then the averages over domains, then all rows together."""
+    measured = metrics.divisions[division]
+    rows: list[tuple[str, ...]] = [
+        _domain_row(name, domain) for name, domain in _with_unseen(measured)
+    ]
+    rows += [
+        ("mean", "", "", number(measured.mean_auc), "", ""),
+        ("weighted (WAUC)", "", "", number(measured.wauc), "", ""),
+        _pooled_row(metrics),
+    ]
+    columns: tuple[str, ...] = ("domain", "rows", "positives", "AUC", "log loss", "undefined")
+    if metrics.best_possible is not None:
+        columns = (*columns, "best AUC")
+        limits = _aucs(metrics.best_possible, division)
+        rows = [(*row, number(limit)) for row, limit in zip(rows, limits, strict=True)]
+    return Table(title=f"by {division}", columns=columns, rows=tuple(rows))
+
+
+def comparison_table(results: Mapping[str, Metrics], division: str) -> Table:
+    """AUC per domain, one column for each of `results` (name → metrics on the same rows)."""
+    first = next(iter(results.values()))
+    domains = list(_with_unseen(first.divisions[division]))
+    names = [name for name, _ in domains] + ["mean", "weighted (WAUC)", "all rows"]
+    sizes = [f"{domain.rows:,}" for _, domain in domains] + ["", "", f"{first.pooled.rows:,}"]
+    columns = {name: _aucs(metrics, division) for name, metrics in results.items()}
+    if first.best_possible is not None:
+        columns["best possible"] = _aucs(first.best_possible, division)
+    cells = (map(number, column) for column in columns.values())
+    return Table(
+        title=f"AUC by {division}",
+        columns=("domain", "rows", *columns),
+        rows=tuple(zip(names, sizes, *cells, strict=True)),
+    )
+
+
+def number(value: float | None) -> str:
+    """Four places, or a dash."""
+    return ABSENT if value is None else f"{value:.4f}"
+
+
+def _aucs(metrics: Metrics, division: str) -> list[float | None]:
+    measured = metrics.divisions[division]
+    each = [domain.auc for _, domain in _with_unseen(measured)]
+    return [*each, measured.mean_auc, measured.wauc, metrics.pooled.auc]
+
+
+def _with_unseen(division: DivisionMetrics) -> Iterator[tuple[str, DomainMetrics]]:
+    yield from division.domains.items()
+    if division.unseen:
+        yield "(unseen)", division.unseen
+
+
+def _domain_row(name: str, domain: DomainMetrics) -> tuple[str, ...]:
+    return (
+        name,
+        f"{domain.rows:,}",
+        f"{domain.positives:,}",
+        number(domain.auc),
+        number(domain.log_loss),
+        domain.undefined or "",
+    )
+
+
+def _pooled_row(metrics: Metrics) -> tuple[str, ...]:
+    pooled = metrics.pooled
+    return ("all rows", f"{pooled.rows:,}", "", number(pooled.auc), number(pooled.log_loss), "")

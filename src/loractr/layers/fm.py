@@ -7,29 +7,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class _PairwiseSum(torch.autograd.Function):
-    """Half of (square of the sum minus sum of squares), with its gradient (sum - e) written out:
-    autograd's own takes twice as long, which is a tenth of a whole training step."""
-
-    @staticmethod
-    def forward(vectors: Tensor) -> tuple[Tensor, Tensor]:
-        total = vectors.sum(1)
-        squares = vectors.flatten(1).square().sum(1)
-        return (total.square().sum(1) - squares).mul_(0.5), total
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(inputs[0], output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
-        vectors, total = ctx.saved_tensors
-        result: Tensor = (total[:, None] - vectors).mul_(grad[:, None, None])
-        return result
-
-
 def fm(vectors: Tensor) -> Tensor:
     """Sum of the inner products of all pairs of field vectors.
 
@@ -39,5 +16,28 @@ def fm(vectors: Tensor) -> Tensor:
     Source: Rendle, Factorization Machines, ICDM 2010; in DeepFM, Guo et al., IJCAI 2017.
     Cost: O(N · P · K).
     """
-    result: Tensor = _PairwiseSum.apply(vectors)[0]
+    if torch.compiler.is_compiling():
+        return _halves(vectors, vectors.sum(1))
+    result: Tensor = _PairwiseSum.apply(vectors)  # type: ignore[no-untyped-call]
     return result
+
+
+def _halves(vectors: Tensor, total: Tensor) -> Tensor:
+    return 0.5 * (total.square().sum(1) - vectors.flatten(1).square().sum(1))
+
+
+class _PairwiseSum(torch.autograd.Function):
+    """The same with its gradient, Σ_j e_j - e_i, written out: autograd's own takes twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        total = vectors.sum(1)
+        ctx.save_for_backward(vectors, total)
+        return _halves(vectors, total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        vectors, total = ctx.saved_tensors
+        result: Tensor = (total[:, None] - vectors).mul_(grad[:, None, None])
+        return result

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from loractr.backbones import BACKBONES, Backbone, Hidden, ModelConfig
-from loractr.batch import Batch, Route
+from loractr.batch import Batch
 from loractr.config import RunConfig
-from loractr.errors import UsageError
 from loractr.layers.dropout import Dropout
 from loractr.layers.embedding import Embedding
 from loractr.layers.linear import Linear
@@ -24,8 +23,8 @@ class CTRModel(nn.Module):
     It owns no optimiser, device, path or metric, and applies no sigmoid.
 
     Attributes:
-        divisions: Places, in the batch's route, of the divisions that its adapters read, in their
-            order; empty for a model without adapters. Layers see exactly these.
+        divisions: Places, in the schema, of the divisions that its adapters read; empty for a
+            model without adapters. The route of a batch has one entry for each, in this order.
     """
 
     def __init__(
@@ -47,22 +46,9 @@ class CTRModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N,)."""
-        hidden: Hidden = self.backbone(self.embedding(batch), self._select(batch.route))
+        hidden: Hidden = self.backbone(self.embedding(batch), batch.route)
         logit: Tensor = self.head(hidden.vector).squeeze(1)
         return logit if hidden.logit is None else logit + hidden.logit
-
-    def _select(self, route: Route) -> Route:
-        """The route with this model's own divisions only; one without divisions stays as it is."""
-        if not route.divisions or self.divisions == tuple(range(len(route.divisions))):
-            return route
-        if self.divisions and max(self.divisions) >= len(route.divisions):
-            raise UsageError(
-                f"the model reads division {max(self.divisions)} of the batch (counted from 0),"
-                f" which has {len(route.divisions)}.",
-                fix="make the batches with the schema that the model was built with.",
-            )
-        chosen = tuple(route.divisions[place] for place in self.divisions)
-        return Route(divisions=chosen, cell=route.cell, weights=route.weights)
 
     def set_dropout(
         self, dropout: float | None = None, embedding_dropout: float | None = None

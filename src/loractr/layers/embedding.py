@@ -1,6 +1,6 @@
 """From ids to vectors: the tables of all categorical and sequence fields, and the linear term."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,11 +162,9 @@ class Table(nn.Module):
     def fill_unknown(self) -> None:
         """Set row 0 of every field that no training row had as unknown to the mean of its others.
 
-        Such a row was never trained, yet new ids will read it. A frozen table stays as it is.
+        Such a row was never trained, yet new ids will read it. What does not train stays as it is.
         """
-        weights = [self.first_order] if self.first_order is not None else []
-        if self.trainable:
-            weights.append(self.weight)  # type: ignore[arg-type]
+        weights = [w for w in (self.weight, self.first_order) if w is not None and w.requires_grad]
         for field, first in zip(self.fields, self.first_rows, strict=True):
             if field.unknown_rows == 0 and field.size > 1:
                 for weight in weights:
@@ -284,6 +282,12 @@ class Embedding(nn.Module):
         """
         for table in self._tables():
             table.fill_unknown()
+
+    def set_sparse(self, names: Collection[str]) -> None:
+        """Let the named parameters (`embedding.tables.<table>.…`) have sparse gradients: only the
+        batch's rows. All other tables have dense ones."""
+        for name, table in zip(self.tables, self._tables(), strict=True):
+            table.sparse = any(n.startswith(f"embedding.tables.{name}.") for n in names)
 
     def _tables(self) -> list[Table]:
         return [table for table in self.tables.values() if isinstance(table, Table)]

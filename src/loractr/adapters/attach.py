@@ -1,0 +1,79 @@
+"""Put adapters onto a finished backbone, take them off, fold one domain's into plain weights."""
+
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from loractr.adapters.low_rank import LowRankLinear
+from loractr.errors import AdapterError, some
+from loractr.layers.linear import Linear
+
+
+def attach(
+    backbone: nn.Module,
+    targets: tuple[str, ...],
+    wrap: Callable[[str, Linear], nn.Module],
+) -> list[str]:
+    """Replace, in place, each `Linear` whose name matches one of `targets` by `wrap(name, layer)`.
+
+    Returns the names of the adapted layers, in the backbone's order.
+
+    Raises:
+        AdapterError: nothing matches one of the globs, or what it matches is adapted already.
+    """
+    free = {
+        name: module
+        for name, module in backbone.named_modules()
+        if type(module) is Linear and not name.endswith(".base")
+    }
+    idle = [glob for glob in targets if not any(fnmatchcase(name, glob) for name in free)]
+    if idle or not targets:
+        raise AdapterError(
+            f"targets {some(idle)} match no free layer of the backbone; it has {some(free, 30)}.",
+            fix="set method.targets to globs over those names, like 'tower.*'.",
+        )
+    hits = [name for name in free if any(fnmatchcase(name, glob) for glob in targets)]
+    for name in hits:
+        _replace(backbone, name, wrap(name, free[name]))
+    return hits
+
+
+def adapted(module: nn.Module) -> Iterator[tuple[str, LowRankLinear]]:
+    """Every adapted layer with its name."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, LowRankLinear):
+            yield name, layer
+
+
+def detach(module: nn.Module) -> None:
+    """Take all adapters off, in place: what remains is the shared backbone."""
+    for name, layer in list(adapted(module)):
+        _replace(module, name, layer.base)
+
+
+def merge(module: nn.Module, expert: int) -> None:
+    """Fold one expert of every adapted layer into plain weights, in place.
+
+        W <- W + row_scale[e] * (up[e] @ down[e]),   b <- b + offset[e]
+
+    The merged module scores that expert's rows as the routed one does (to rounding: 1e-5 in
+    float32 probabilities, 1e-10 in float64) at the cost of the backbone alone.
+    """
+    for name, layer in list(adapted(module)):
+        up = layer.up if layer.row_scale is None else layer.up * layer.row_scale.unsqueeze(-1)
+        plain = layer.base
+        with torch.no_grad():
+            plain.weight.add_(up[expert] @ layer.down[expert])
+            if layer.offset is not None:
+                if plain.bias is None:
+                    plain.bias = nn.Parameter(layer.offset[expert].clone())
+                else:
+                    plain.bias.add_(layer.offset[expert])
+        _replace(module, name, plain)
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)

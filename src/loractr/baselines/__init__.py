@@ -1,0 +1,1 @@
+"""Multi-domain methods that are not adapters."""

@@ -1,0 +1,25 @@
+"""Fine-tune: a mix model, then all its weights trained on for each domain, one copy per domain."""
+
+from typing import Literal
+
+from loractr.method import Method
+from loractr.stage import Stage
+
+
+class Finetune(Method):
+    """The best mix model, copied and fully trained on each domain's rows with its own stopping."""
+
+    name: Literal["finetune"]
+
+    def stages(self, base: Stage) -> tuple[Stage, ...]:
+        """The mix model that every domain starts from."""
+        return (base.model_copy(update={"name": "pretrain"}),)
+
+    def domain_stages(self, base: Stage, division: str, domain: str) -> tuple[Stage, ...]:
+        """All weights, on the domain's rows."""
+        return (base.model_copy(update={"name": "finetune", "rows": (division, domain)}),)
+
+    @property
+    def domain_models(self) -> Literal["none", "fresh", "from_base"]:
+        """Every domain has its own copy of the mix model."""
+        return "from_base"

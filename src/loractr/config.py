@@ -1,0 +1,235 @@
+"""`RunConfig`: what a YAML file holds; `load_config` reports all its problems at once."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import Field as Bound
+from pydantic import NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
+
+from loractr.adapters.mlora import MLoRA
+from loractr.backbones.config import ModelConfig
+from loractr.baselines.finetune import Finetune
+from loractr.baselines.mix import Mix
+from loractr.baselines.single import Single
+from loractr.data.config import DataConfig
+from loractr.errors import ConfigError, some
+from loractr.method import Method
+from loractr.schema import Record
+from loractr.stage import Settings, Stage
+
+METHODS: dict[str, type[Method]] = {
+    "mix": Mix,
+    "single": Single,
+    "finetune": Finetune,
+    "mlora": MLoRA,
+}
+"""Every method by its name."""
+
+MethodConfig = Annotated[Mix | Single | Finetune | MLoRA, Bound(discriminator="name")]
+
+
+class StageSettings(Settings):
+    """Settings that one stage has of its own; what is not written comes from `training`."""
+
+
+class TrainingConfig(Settings):
+    """How to train. Every stage of the method's recipe starts from these settings."""
+
+    stages: dict[str, StageSettings] = {}
+    """Stage name → settings of its own, e.g. {adapt: {learning_rate: 1e-4}}."""
+    checkpoint_minutes: NonNegativeFloat = 5.0
+    """Minutes between two checkpoints within an epoch; every validation makes one as well."""
+
+
+class RunConfig(Record):
+    """One run: data, model, method, training, seed."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig
+    training: TrainingConfig = TrainingConfig()
+    seed: NonNegativeInt = 0
+    """Initialisation and order of rows only; the split has a seed of its own."""
+
+    @model_validator(mode="after")
+    def _divisions_exist(self) -> Self:
+        known = self.data.divisions
+        missing = [name for name in self.method.divisions if known and name not in known]
+        if missing:
+            raise ValueError(
+                f"method.divisions names {some(missing)}; data.divisions has {some(known)}"
+            )
+        return self
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The recipe of the shared model, every stage with its own settings.
+
+        Raises:
+            ConfigError: `training.stages` names a stage that the recipe does not have.
+        """
+        return self._with_own_settings(self.method.stages(self._base()))
+
+    def domain_stages(self, division: str, domain: str) -> tuple[Stage, ...]:
+        """The recipe of one domain's whole model, where the method has such models."""
+        return self._with_own_settings(self.method.domain_stages(self._base(), division, domain))
+
+    def check_stages(self) -> None:
+        """Check that every stage of `training.stages` is part of the recipe (ConfigError)."""
+        stages = (
+            *self.method.stages(self._base()),
+            *self.method.domain_stages(self._base(), "", ""),
+        )
+        names = [stage.name for stage in stages]
+        known = some(names)
+        problems = [
+            f"training.stages: method {self.method.name!r} has no stage {name!r}; it has {known}"
+            for name in self.training.stages
+            if name not in names
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+    def _base(self) -> Stage:
+        settings = self.training.model_dump(exclude={"stages", "checkpoint_minutes"})
+        return Stage(name="", **settings)
+
+    def _with_own_settings(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        def own(stage: Stage) -> dict[str, Any]:
+            settings = self.training.stages.get(stage.name)
+            if settings is None:
+                return {}
+            return {key: getattr(settings, key) for key in settings.model_fields_set}
+
+        return tuple(stage.model_copy(update=own(stage)) for stage in stages)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply overrides like `training.epochs=3`, validate.
+
+    Raises:
+        ConfigError: the file cannot be read, or with every problem found in it.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror or error}"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} is not valid YAML: {error}"]) from error
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path} must hold `data:`, `method:` and so on, not {values!r}"])
+    for override in overrides:
+        _override(values, override)
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Validate plain values.
+
+    Raises:
+        ConfigError: with every problem found, each with its place and, for a misspelt key, the
+            name that was probably meant.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_problems(error)) from None
+    config.check_stages()
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML: every setting, defaults included."""
+    return yaml.safe_dump(
+        config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+    )
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError([f"--set {override!r} must look like training.epochs=3"])
+    place: Any = values
+    for key in keys[:-1]:
+        place = place.setdefault(key, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ConfigError([f"--set {override!r}: {key!r} holds a value, not settings"])
+    try:
+        place[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"--set {override!r}: {text!r} is not valid YAML"]) from error
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        place, owners = _locate(item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = sorted({name for owner in owners for name in owner.model_fields})
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            yield f"{place}: unknown key; {hint}"
+        elif item["type"] == "missing":
+            yield f"{place}: missing"
+        elif item["type"] == "value_error":
+            yield f"{place or 'config'}: {item['ctx']['error']}"
+        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            yield _bad_tag(place, item)
+        else:
+            yield f"{place}: {_lower(item['msg'])}, not {item['input']!r}"
+
+
+def _bad_tag(place: str, item: Any) -> str:
+    key = str(item["ctx"]["discriminator"]).strip("'")
+    if "tag" not in item["ctx"]:
+        return f"{place}.{key}: missing"
+    tag, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
+    close = difflib.get_close_matches(tag, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"{place}.{key}: unknown {tag!r}; {hint}"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _locate(loc: tuple[int | str, ...]) -> tuple[str, set[type[Record]]]:
+    """The place as written in YAML, and the classes that may stand where its last key is.
+
+    pydantic's location also holds union tags and types, which no one wrote: they are left out.
+    """
+    owners: set[type[Record]] = {RunConfig}
+    written: list[str] = []
+    for depth, part in enumerate(loc):
+        last = depth == len(loc) - 1
+        named = {o.model_fields[part].annotation for o in owners if part in o.model_fields}
+        tagged = {o for o in owners if part in _tags(o)}
+        if last or named or not (tagged or part in {o.__name__ for o in owners} or part == "str"):
+            written.append(str(part))
+        elif tagged:
+            owners = tagged
+        if not last and named:
+            owners = {record for hint in named for record in _records(hint)} or owners
+    return ".".join(written), owners
+
+
+def _records(hint: Any) -> Iterator[type[Record]]:
+    if isinstance(hint, type) and issubclass(hint, Record):
+        yield hint
+    for part in get_args(hint):
+        yield from _records(part)
+
+
+def _tags(owner: type[Record]) -> set[str]:
+    return {
+        str(value)
+        for name in ("name", "kind")
+        if name in owner.model_fields
+        for value in _literals(owner.model_fields[name].annotation)
+    }
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if getattr(hint, "__origin__", None) is Literal else ()

@@ -1,0 +1,89 @@
+"""Encoded rows → batches, rows grouped by domain inside a batch; no Python work per row."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loractr.batch import Bag, Batch, Groups, Route
+from loractr.data.rows import Rows, take_bags
+from loractr.schema import Schema
+
+Index = NDArray[np.int64]
+
+
+def iterate(
+    rows: Rows,
+    schema: Schema,
+    *,
+    batch_size: int,
+    divisions: Sequence[int] = (),
+    order: Index | None = None,
+) -> Iterator[Batch]:
+    """Batches of `rows`, each grouped by the domains of `divisions`.
+
+    Args:
+        rows: Encoded rows, in memory or memory-mapped.
+        schema: The fitted schema they were encoded with.
+        batch_size: Rows of a batch; the last one may be smaller.
+        divisions: Which columns of `rows.domains` the model reads; the batch's route has one entry
+            for each of the schema's divisions named here, in this order.
+        order: Row positions, in the order to read them; the rows' own order when absent.
+    """
+    sizes = [len(schema.divisions[d].domains) for d in divisions]
+    count = len(rows) if order is None else len(order)
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        index = np.arange(start, stop) if order is None else order[start:stop]
+        yield collate(rows, index, divisions, sizes)
+
+
+def collate(rows: Rows, index: Index, divisions: Sequence[int], sizes: Sequence[int]) -> Batch:
+    """One batch of the rows at `index`, sorted by cell (stable, so ties keep their order)."""
+    route = Route.none()
+    if divisions:
+        domains = rows.domains[index][:, list(divisions)].astype(np.int64)
+        cell = _cells(domains, sizes)
+        by_cell = np.argsort(cell, kind="stable")
+        index, domains = index[by_cell], domains[by_cell]
+        route = _route(torch.from_numpy(domains), torch.from_numpy(cell[by_cell]), sizes)
+    return Batch(
+        ids=torch.from_numpy(rows.ids[index]),
+        numbers=torch.from_numpy(rows.numbers[index]),
+        row=torch.from_numpy(rows.row[index]),
+        route=route,
+        sequences=_bags(rows, index),
+        label=None if rows.label is None else torch.from_numpy(rows.label[index]),
+        weight=None if rows.weight is None else torch.from_numpy(rows.weight[index]),
+    )
+
+
+def _cells(domains: Index, sizes: Sequence[int]) -> Index:
+    """Cell of each row, -1 where a domain is unseen in all divisions; rising in the first."""
+    if len(sizes) == 1:
+        return np.ascontiguousarray(domains[:, 0])
+    cell = np.zeros(len(domains), dtype=np.int64)
+    for column, size in enumerate(sizes):
+        cell = cell * (size + 1) + domains[:, column] + 1
+    return cell - 1
+
+
+def _route(domains: torch.Tensor, cell: torch.Tensor, sizes: Sequence[int]) -> Route:
+    groups = tuple(
+        Groups.of(domains[:, d].contiguous(), size, grouped=d == 0) for d, size in enumerate(sizes)
+    )
+    if len(sizes) == 1:
+        return Route(divisions=groups)
+    cells = int(np.prod([size + 1 for size in sizes])) - 1
+    return Route(divisions=groups, cell=Groups.of(cell, cells, grouped=True))
+
+
+def _bags(rows: Rows, index: Index) -> dict[str, Bag]:
+    if not rows.sequences:
+        return {}
+    packed = {name: take_bags(*bags, index) for name, bags in rows.sequences.items()}
+    return {
+        name: Bag(torch.from_numpy(np.ascontiguousarray(values)), torch.from_numpy(offsets))
+        for name, (values, offsets) in packed.items()
+    }

@@ -1,0 +1,244 @@
+"""A stage of independent experts, trained stacked: what D separate fits would do, in one.
+
+With everything shared frozen, the experts' problems do not touch. Each step takes the next batch
+of up to `domains_per_step` domains; the loss is the sum of the domains' mean losses; each expert
+has its own Adam, order of rows, validations, patience and best weights. Only the experts in a step
+move, and a domain that has stopped leaves the queue.
+"""
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loractr.batch import Batch
+from loractr.data.loader import collate
+from loractr.data.order import Index, shuffled
+from loractr.errors import TrainingError
+from loractr.stage import Stage
+from loractr.training.events import StageResult, StageStarted, Validated
+from loractr.training.freeze import freeze_all_but
+from loractr.training.loop import (
+    Meter,
+    Surroundings,
+    copies,
+    copy_into,
+    crosses,
+    part,
+    plain_scores,
+    row_losses,
+)
+from loractr.training.optimizer import ExpertAdam
+from loractr.training.stopping import Stopper
+from loractr.training.validate import Validator, chosen, chosen_for_domain
+
+
+class IndependentLoop:
+    """One stage that trains one expert per domain of the model's division, each by itself."""
+
+    def __init__(self, around: Surroundings, stage: Stage) -> None:
+        model, self.division = around.model, around.validator.division
+        if self.division is None or tuple(model.divisions) != (self.division,):
+            raise TrainingError(
+                f"stage {stage.name!r} trains independent experts, which need a model that is"
+                f" routed by one division; this one reads {list(model.divisions)}."
+            )
+        self.around, self.stage = around, stage
+        self.names = around.schema.divisions[self.division].domains
+        self.trained = freeze_all_but(model, stage.trains)
+        self.trainable = sum(p.numel() for p in self.trained.values())
+        self.adam = ExpertAdam(stage, self.trained, len(self.names))
+        domains = around.train.domains[:, self.division]
+        self.rows = [np.flatnonzero(domains == d) for d in range(len(self.names))]
+        self.batches = [math.ceil(len(rows) / stage.batch_size) for rows in self.rows]
+        self.step = [0] * len(self.names)
+        self.stoppers = [Stopper(stage.patience) for _ in self.names]
+        self.metrics: list[str] = [stage.select] * len(self.names)
+        self.meter = Meter(stage.name, stage.epochs, around.emit)
+        self.best = copies(dict(self.trained))
+        self.start = copies(dict(self.trained))
+        self.queue: deque[int] = deque()
+        self.validation = _by_domain(around.validator, self.division)
+        self.started = False
+
+    def run(self) -> StageResult:
+        """Train every expert to its own end, then put each one's best weights together."""
+        stage, model = self.stage, self.around.model
+        rows = sum(len(rows) for rows in self.rows)
+        self.around.emit(StageStarted(stage.name, rows, self.trainable, "Adam per expert, stacked"))
+        model.set_dropout(stage.dropout, stage.embedding_dropout)
+        if not self.started:
+            self.started = True
+            self._begin()
+        saved = time.monotonic()
+        model.train()
+        self.meter.start()
+        while self.queue:
+            turn = [
+                self.queue.popleft() for _ in range(min(len(self.queue), stage.domains_per_step))
+            ]
+            self._train(turn)
+            due = [d for d in turn if self._is_due(d)]
+            if due:
+                self.meter.pause()
+                self._validate(due)
+            self.queue.extend(d for d in turn if not self._is_done(d))
+            if due or time.monotonic() - saved > self.around.checkpoint_seconds:
+                self.around.checkpoint(self)
+                saved = time.monotonic()
+            if due:
+                model.train()
+                self.meter.start()
+        return self._finish()
+
+    def _begin(self) -> None:
+        """Fill the queue: an expert without training rows has nothing to learn, and one without
+        validation rows nothing to be judged by, so with `keep_start` it stays as it is."""
+        if self.stage.keep_start:
+            self._validate(list(range(len(self.names))))
+        for domain in range(len(self.names)):
+            unjudged = not len(self.validation[domain].rows)
+            if len(self.rows[domain]) and not (unjudged and self.stage.keep_start):
+                self.queue.append(domain)
+
+    def _train(self, turn: list[int]) -> None:
+        parts = [self._next_rows(domain) for domain in turn]
+        batch, share = self._batch(np.concatenate(parts))
+        self.adam.zero_grad()
+        assert batch.label is not None
+        losses = row_losses(self.around.model(batch), batch.label)
+        loss = (losses * share.to(losses.dtype)).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        epochs = torch.tensor([self._epoch(d) for d in turn], dtype=torch.float64)
+        self.adam.step(torch.tensor(turn), epochs)
+        for domain in turn:
+            self.step[domain] += 1
+        epoch = min(self._epoch(d) for d in turn)
+        self.meter.saw(len(batch), float(loss.detach()) / len(turn), epoch)
+
+    def _next_rows(self, domain: int) -> Index:
+        number, batch = divmod(self.step[domain], self.batches[domain])
+        rows = self.rows[domain]
+        seed = (*self.around.seed, domain, number)
+        return rows[shuffled(len(rows), self.stage.batch_size, seed)[batch]]
+
+    def _batch(self, index: Index) -> tuple[Batch, Tensor]:
+        """The rows at `index`, and each row's share of its own domain's mean loss."""
+        assert self.division is not None
+        batch = collate(self.around.train, index, (self.division,), [len(self.names)])
+        expert = batch.route.divisions[0].expert
+        weight = torch.ones(len(batch)) if batch.weight is None else batch.weight
+        weight = weight.double()
+        total = weight.new_zeros(len(self.names)).index_add_(0, expert, weight)
+        return batch, weight / total[expert].clamp(min=1e-12)
+
+    def _epoch(self, domain: int) -> float:
+        return self.step[domain] / self.batches[domain]
+
+    def _most(self, domain: int) -> int:
+        """Steps after which a domain's epochs are used up; one epoch where nothing judges it."""
+        judged = len(self.validation[domain].rows) > 0
+        epochs = self.stage.epochs if judged else min(self.stage.epochs, 1.0)
+        return math.ceil(epochs * self.batches[domain])
+
+    def _is_due(self, domain: int) -> bool:
+        every = self.batches[domain] * self.stage.validate_every
+        return crosses(self.step[domain], every) or self.step[domain] >= self._most(domain)
+
+    def _is_done(self, domain: int) -> bool:
+        return self.stoppers[domain].stopped or self.step[domain] >= self._most(domain)
+
+    def _validate(self, domains: list[int]) -> None:
+        self.adam.swap_average()
+        for domain in domains:
+            scores = self.validation[domain].scores(self.around.model)
+            value: float | None = None
+            if scores is not None:
+                value, self.metrics[domain] = chosen_for_domain(scores, domain, self.stage.select)
+            better = self.stoppers[domain].see(value, self._epoch(domain))
+            if better or scores is None:
+                for name, parameter in self.trained.items():
+                    self.best[name][domain] = parameter.detach()[domain]
+            self.around.emit(
+                Validated(
+                    stage=self.stage.name,
+                    epoch=self._epoch(domain),
+                    step=self.step[domain],
+                    rows=self.meter.rows,
+                    loss=self.meter.mean_loss,
+                    metric=self.metrics[domain],
+                    value=value,
+                    best=better,
+                    scores=plain_scores(scores),
+                    domain=self.names[domain],
+                )
+            )
+        self.adam.swap_average()
+        self.meter.forget_loss()
+
+    def _finish(self) -> StageResult:
+        """Assemble the experts; with `keep_start` the whole must not be worse than its start."""
+        model, stage, validator = self.around.model, self.stage, self.around.validator
+        copy_into(dict(self.trained), self.start)
+        before, _ = chosen(validator.scores(model), stage.select)
+        copy_into(dict(self.trained), self.best)
+        after, metric = chosen(validator.scores(model), stage.select)
+        kept_start = (
+            stage.keep_start and before is not None and after is not None and after <= before
+        )
+        if kept_start:
+            copy_into(dict(self.trained), self.start)
+        model.set_dropout(None, None)
+        domains = {
+            name: {"epoch": s.best_epoch, "value": s.best, "metric": self.metrics[d]}
+            for d, (name, s) in enumerate(zip(self.names, self.stoppers, strict=True))
+        }
+        return StageResult(
+            stage=stage.name,
+            metric=metric,
+            value=before if kept_start else after,
+            epoch=0.0 if kept_start else max(s.best_epoch for s in self.stoppers),
+            kept_start=kept_start,
+            trainable=self.trainable,
+            optimizer="Adam per expert, stacked",
+            rows_per_second=self.meter.speed(),
+            domains=domains,
+        )
+
+    def values(self) -> dict[str, Any]:
+        """Plain values of the state."""
+        return {
+            "step": self.step,
+            "queue": list(self.queue),
+            "stoppers": [stopper.dump() for stopper in self.stoppers],
+            "metrics": self.metrics,
+            "meter": self.meter.values(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of the state, the model's own aside."""
+        kept = {f"best.{name}": value for name, value in self.best.items()}
+        kept |= {f"start.{name}": value for name, value in self.start.items()}
+        return kept | {f"optimizer.{name}": value for name, value in self.adam.state().items()}
+
+    def restore(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        self.started = True
+        self.step, self.metrics = values["step"], values["metrics"]
+        self.queue = deque(values["queue"])
+        self.stoppers = [Stopper.load(dump) for dump in values["stoppers"]]
+        self.meter.restore(values["meter"])
+        self.best, self.start = part(tensors, "best."), part(tensors, "start.")
+        self.adam.restore(part(tensors, "optimizer."))
+
+
+def _by_domain(validator: Validator, division: int) -> list[Validator]:
+    domains = validator.rows.domains[:, division]
+    return [
+        Validator(validator.schema, validator.rows.take(np.flatnonzero(domains == d)), division)
+        for d in range(len(validator.schema.divisions[division].domains))
+    ]

@@ -1,0 +1,167 @@
+"""What the two kinds of stage share: their surroundings, the clock, one training step's loss."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from loractr.data.rows import Rows
+from loractr.errors import TrainingError
+from loractr.evaluation.metrics import DomainScores
+from loractr.model import CTRModel
+from loractr.schema import Schema
+from loractr.training.events import Event, StageResult, Stepped
+from loractr.training.validate import Validator
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """All that a stage needs besides its own settings."""
+
+    model: CTRModel
+    schema: Schema
+    train: Rows
+    validator: Validator
+    seed: tuple[int, ...]
+    """Seeds the order of rows; differs from stage to stage."""
+    emit: Callable[[Event], None]
+    checkpoint: Callable[["Loop"], None]
+    """Called after each validation and every few minutes."""
+    checkpoint_seconds: float
+
+
+class Loop(Protocol):
+    """One stage under way; its state can be saved at any step and restored into a new loop."""
+
+    def run(self) -> StageResult:
+        """Train to the end and leave the kept weights in the model."""
+        ...
+
+    def values(self) -> dict[str, Any]:
+        """Plain values of the state."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of the state, the model's own aside."""
+        ...
+
+    def restore(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        ...
+
+
+@dataclass
+class Meter:
+    """Training rows, seconds and loss of a stage; tells the callbacks now and then."""
+
+    stage: str
+    epochs: float
+    emit: Callable[[Event], None]
+    rows: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    _since: float = field(default=0.0, repr=False)
+    _told: float = field(default=0.0, repr=False)
+
+    def start(self) -> None:
+        """The clock runs from here."""
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """The clock stops (validation and checkpoints are not training)."""
+        self.seconds += time.perf_counter() - self._since
+
+    def saw(self, rows: int, loss: float, epoch: float) -> None:
+        """One step is done.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"stage {self.stage!r}: the loss is {loss} at epoch {epoch:.3f}.",
+                fix="lower training.learning_rate, set training.clip_norm, or scale large numbers.",
+            )
+        self.rows += rows
+        self.loss_sum += loss
+        self.loss_steps += 1
+        now = time.perf_counter()
+        if now - self._told > 0.2:
+            self._told = now
+            self.emit(
+                Stepped(self.stage, epoch, self.epochs, self.mean_loss or loss, self.speed(now))
+            )
+
+    def speed(self, now: float | None = None) -> float:
+        """Training rows per second."""
+        running = 0.0 if now is None else now - self._since
+        return self.rows / max(self.seconds + running, 1e-9)
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean loss of the steps since the last validation."""
+        return self.loss_sum / self.loss_steps if self.loss_steps else None
+
+    def forget_loss(self) -> None:
+        """Begin a new mean."""
+        self.loss_sum, self.loss_steps = 0.0, 0
+
+    def values(self) -> dict[str, float]:
+        """Plain values for a checkpoint."""
+        names = ("rows", "seconds", "loss_sum", "loss_steps")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, values: dict[str, Any]) -> None:
+        """What `values` returned."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def row_losses(logit: Tensor, label: Tensor) -> Tensor:
+    """Binary cross-entropy of each row, in nats."""
+    return F.binary_cross_entropy_with_logits(logit, label.to(logit.dtype), reduction="none")
+
+
+def mean_loss(logit: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """sum_n w[n] BCE(logit[n], label[n]) / sum_n w[n] (MultiLoRA eq. 6, with row weights)."""
+    if weight is None:
+        return F.binary_cross_entropy_with_logits(logit, label.to(logit.dtype))
+    weight = weight.to(logit.dtype)
+    return (row_losses(logit, label) * weight).sum() / weight.sum().clamp(min=1e-12)
+
+
+def plain_scores(scores: DomainScores | None) -> dict[str, float | None]:
+    """The four averages as JSON values."""
+    if scores is None:
+        return {}
+    names = ("mean_auc", "wauc", "pooled_auc", "log_loss")
+    found = {name: float(getattr(scores, name)) for name in names}
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+def copy_into(model_tensors: dict[str, Tensor], kept: dict[str, Tensor]) -> None:
+    """Write kept values back, in place."""
+    with torch.no_grad():
+        for name, value in kept.items():
+            model_tensors[name].copy_(value)
+
+
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Values as they are now."""
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with `prefix`, without it."""
+    return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
+
+
+def crosses(step: int, every: float) -> bool:
+    """Whether a multiple of `every` lies in (step - 1, step]."""
+    return math.floor(step / every + 1e-9) > math.floor((step - 1) / every + 1e-9)

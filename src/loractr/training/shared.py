@@ -1,0 +1,190 @@
+"""An ordinary stage: some parameters of the one model, trained on all its rows."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from loractr.batch import Batch
+from loractr.data.loader import collate
+from loractr.data.order import Epoch, Index, balanced, domain_sequential, shuffled
+from loractr.stage import Stage
+from loractr.training.events import StageResult, StageStarted, Validated
+from loractr.training.freeze import freeze_all_but, moving_tensors
+from loractr.training.loop import (
+    Meter,
+    Surroundings,
+    copies,
+    copy_into,
+    crosses,
+    mean_loss,
+    part,
+    plain_scores,
+)
+from loractr.training.optimizer import WholeAdam, lazy_tables
+from loractr.training.stopping import Stopper
+from loractr.training.validate import chosen
+
+
+class SharedLoop:
+    """Steps, validations, best weights and stopping of one stage."""
+
+    def __init__(self, around: Surroundings, stage: Stage) -> None:
+        self.around, self.stage = around, stage
+        self.trained = freeze_all_but(around.model, stage.trains)
+        self.moving = moving_tensors(around.model, self.trained)
+        self.trainable = sum(p.numel() for p in self.trained.values())
+        lazy = lazy_tables(stage, self.trained)
+        around.model.embedding.set_sparse(lazy)
+        self.adam = WholeAdam(stage, self.trained, lazy)
+        self.optimizer = _describe(stage, lazy)
+        self.divisions = around.model.divisions if stage.route == "hard" else ()
+        self.sizes = [len(around.schema.divisions[d].domains) for d in self.divisions]
+        self.meter = Meter(stage.name, stage.epochs, around.emit)
+        self.stopper = Stopper(stage.patience)
+        self.metric: str = stage.select
+        self.best: dict[str, Tensor] | None = None
+        self.batches = len(self._epoch(0))
+        self.step = 0
+        self.started = False
+
+    def run(self) -> StageResult:
+        """Train until patience or epochs run out, then put the best weights back."""
+        stage, model = self.stage, self.around.model
+        self.around.emit(
+            StageStarted(stage.name, len(self.around.train), self.trainable, self.optimizer)
+        )
+        model.set_dropout(stage.dropout, stage.embedding_dropout)
+        if not self.started:
+            self.started = True
+            if stage.keep_start:
+                self._validate()
+        epoch, held, batches = None, -1, self.batches
+        last = math.ceil(stage.epochs * batches)
+        saved = time.monotonic()
+        model.train()
+        self.meter.start()
+        while self.step < last and not self.stopper.stopped:
+            number, batch = divmod(self.step, batches)
+            if epoch is None or held != number:
+                epoch, held = self._epoch(number), number
+            self._train(epoch[batch], self.step / batches)
+            if crosses(self.step, batches * stage.validate_every) or self.step == last:
+                self.meter.pause()
+                self._validate()
+                self.around.checkpoint(self)
+                saved = time.monotonic()
+                model.train()
+                self.meter.start()
+            elif time.monotonic() - saved > self.around.checkpoint_seconds:
+                self.around.checkpoint(self)
+                saved = time.monotonic()
+        self.meter.pause()
+        return self._finish()
+
+    def _train(self, index: Index, epoch: float) -> None:
+        batch = self._batch(index)
+        self.adam.zero_grad()
+        assert batch.label is not None
+        loss = mean_loss(self.around.model(batch), batch.label, batch.weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.adam.step(epoch)
+        self.step += 1
+        self.meter.saw(len(index), float(loss.detach()), epoch)
+
+    def _batch(self, index: Index) -> Batch:
+        return collate(self.around.train, index, self.divisions, self.sizes)
+
+    def _epoch(self, number: int) -> Epoch:
+        """Order of the rows in one epoch: a function of seed and number alone."""
+        train, stage = self.around.train, self.stage
+        seed = (*self.around.seed, number)
+        natural = self.around.validator.division
+        if natural is not None and stage.domain_sequential:
+            return domain_sequential(train.domains[:, natural], stage.batch_size, seed)
+        if natural is not None and stage.sampling is not None:
+            return balanced(
+                train.domains[:, natural],
+                stage.batch_size,
+                seed,
+                temperature=stage.sampling.temperature,
+            )
+        on_disk = isinstance(train.ids, np.memmap)
+        return shuffled(len(train), stage.batch_size, seed, on_disk=on_disk)
+
+    def _validate(self) -> None:
+        model, stage = self.around.model, self.stage
+        epoch = self.step / self.batches
+        self.adam.swap_average()
+        model.embedding.fill_unknown()
+        scores = self.around.validator.scores(model, routed=stage.route == "hard")
+        value, self.metric = chosen(scores, stage.select)
+        better = self.stopper.see(value, epoch)
+        if better or value is None:
+            self.best = copies(self.moving)
+        self.adam.swap_average()
+        self.around.emit(
+            Validated(
+                stage=stage.name,
+                epoch=epoch,
+                step=self.step,
+                rows=self.meter.rows,
+                loss=self.meter.mean_loss,
+                metric=self.metric,
+                value=value,
+                best=better,
+                scores=plain_scores(scores),
+            )
+        )
+        self.meter.forget_loss()
+        if scores is None:
+            self.stopper.stopped = False  # nothing to judge by: the epochs asked for are the rule
+
+    def _finish(self) -> StageResult:
+        if self.best is not None:
+            copy_into(self.moving, self.best)
+        self.around.model.set_dropout(None, None)
+        judged = self.stopper.best is not None
+        return StageResult(
+            stage=self.stage.name,
+            metric=self.metric,
+            value=self.stopper.best,
+            epoch=self.stopper.best_epoch if judged else self.step / self.batches,
+            kept_start=judged and self.stopper.best_epoch == 0.0,
+            trainable=self.trainable,
+            optimizer=self.optimizer,
+            rows_per_second=self.meter.speed(),
+            domains={},
+        )
+
+    def values(self) -> dict[str, Any]:
+        """Plain values of the state."""
+        return {
+            "step": self.step,
+            "stopper": self.stopper.dump(),
+            "metric": self.metric,
+            "meter": self.meter.values(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of the state, the model's own aside."""
+        best = {} if self.best is None else self.best
+        return {f"best.{name}": value for name, value in best.items()} | {
+            f"optimizer.{name}": value for name, value in self.adam.state().items()
+        }
+
+    def restore(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        self.started = True
+        self.step, self.metric = values["step"], values["metric"]
+        self.stopper = Stopper.load(values["stopper"])
+        self.meter.restore(values["meter"])
+        self.best = part(tensors, "best.") or None
+        self.adam.restore(part(tensors, "optimizer."))
+
+
+def _describe(stage: Stage, lazy: list[str]) -> str:
+    name = "AdamW" if stage.decoupled else "Adam"
+    return f"{name}, fused" + (f"; lazy Adam on {', '.join(lazy)}" if lazy else "")

@@ -1,0 +1,63 @@
+"""Scores of a model on validation rows, as the loop needs them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from loractr.predict import logits
+
+from loractr.data.rows import Rows
+from loractr.evaluation.metrics import DomainScores, score
+from loractr.model import CTRModel
+from loractr.schema import Schema
+from loractr.stage import Select
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Scores a model on fixed rows, by the domains of one division."""
+
+    schema: Schema
+    rows: Rows
+    division: int | None
+    """Column of `rows.domains`; None: the rows are one domain."""
+
+    @property
+    def domains(self) -> int:
+        """Number of domains."""
+        return 1 if self.division is None else len(self.schema.divisions[self.division].domains)
+
+    def scores(self, model: CTRModel, *, routed: bool = True) -> DomainScores | None:
+        """Metrics per domain; None without rows. `routed=False`: the backbone alone."""
+        if not len(self.rows):
+            return None
+        assert self.rows.label is not None
+        domain = (
+            np.zeros(len(self.rows), np.int32)
+            if self.division is None
+            else self.rows.domains[:, self.division]
+        )
+        logit = logits(model, self.rows, self.schema, routed=routed)
+        weight = self.rows.weight
+        return score(self.rows.label, logit, domain, self.domains, weight, logits=True)
+
+
+def chosen(scores: DomainScores | None, select: Select) -> tuple[float | None, Select]:
+    """The value to maximise and the metric that it comes from: `select`, or log loss where that is
+    undefined (one class only). None without rows."""
+    if scores is None:
+        return None, select
+    value = -scores.log_loss if select == "log_loss" else float(getattr(scores, select))
+    return (-scores.log_loss, "log_loss") if math.isnan(value) else (value, select)
+
+
+def chosen_for_domain(
+    scores: DomainScores, domain: int, select: Select
+) -> tuple[float | None, Select]:
+    """The same for one domain: its AUC, or its log loss where the AUC is undefined."""
+    if not scores.rows[domain]:
+        return None, select
+    auc = float(scores.domain_auc[domain])
+    if select == "log_loss" or math.isnan(auc):
+        return -float(scores.domain_log_loss[domain]), "log_loss"
+    return auc, select

@@ -27,7 +27,7 @@ def _halves(vectors: Tensor, total: Tensor) -> Tensor:
 
 
 class _PairwiseSum(torch.autograd.Function):
-    """The same with its gradient, Σ_j e_j - e_i, written out: autograd's own takes twice as long."""
+    """The same, its gradient Σ_j e_j - e_i written out: autograd's own takes twice as long."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Block(nn.Module):
         h = self.linear(x, route)
         if self.norm is not None:
             h = self.norm(h, route)
-        h = F.relu(h)
+        h = F.relu(h, inplace=True)  # h is fresh, and no backward needs it
         return h if self.dropout is None else self.dropout(h)
 
 

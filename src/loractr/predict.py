@@ -1,0 +1,118 @@
+"""Model and rows → logits, or a table of predictions. The only sigmoid is here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from loractr.data.loader import iterate
+from loractr.data.rows import Rows
+from loractr.errors import DataError
+from loractr.model import CTRModel
+from loractr.schema import Division, Schema
+
+BATCH_SIZE = 65_536
+"""Rows scored at once: large enough to keep the processor busy, small enough for any memory."""
+
+
+def logits(
+    model: CTRModel,
+    rows: Rows,
+    schema: Schema,
+    *,
+    batch_size: int = BATCH_SIZE,
+    routed: bool = True,
+) -> NDArray[np.floating]:
+    """Logit of each row (N,), in the order of `rows` and in the model's own precision.
+
+    The model is in eval mode meanwhile; every module is then put back into the mode it was in.
+
+    Args:
+        model: Any model; of its divisions, `rows.domains` gives each row's domain.
+        rows: Encoded rows, in memory or memory-mapped.
+        schema: The fitted schema they were encoded with.
+        batch_size: Rows scored at once; it changes the result by rounding at most.
+        routed: False scores with the backbone alone, adapters inert.
+    """
+    divisions = model.divisions if routed else ()
+    places = replace(rows, row=np.arange(len(rows)))  # batches regroup the rows: know where to
+    result = torch.empty(len(rows), dtype=next(model.parameters()).dtype)
+    with _evaluating(model), torch.inference_mode():
+        for batch in iterate(places, schema, batch_size=batch_size, divisions=divisions):
+            result[batch.row] = model(batch)
+    return result.numpy()
+
+
+def sigmoid(logit: NDArray[np.floating]) -> NDArray[np.floating]:
+    """1 / (1 + exp(-logit)), in the precision given, without overflow."""
+    small = np.exp(-np.abs(logit))  # in (0, 1] for either sign
+    result: NDArray[np.floating] = np.where(logit >= 0, 1, small) / (1 + small)
+    return result
+
+
+def predict(
+    model: CTRModel, rows: Rows, schema: Schema, *, batch_size: int = BATCH_SIZE
+) -> pl.DataFrame:
+    """Score `rows` with `model`: the table that `tabulate` describes.
+
+    Args:
+        model: Any model.
+        rows: Encoded rows, in memory or memory-mapped.
+        schema: The fitted schema they were encoded with.
+        batch_size: Rows scored at once.
+
+    Raises:
+        DataError: the model gave a logit that is not a number.
+    """
+    return tabulate(logits(model, rows, schema, batch_size=batch_size), rows, schema)
+
+
+def tabulate(logit: NDArray[np.floating], rows: Rows, schema: Schema) -> pl.DataFrame:
+    """A table with one line a row, in the order of the source, from logits (N,) in that of `rows`.
+
+    Columns: `row` (position in the source); one per division with the name of the row's domain,
+    null where it is unseen; `label`, where it is known; `probability`, in the logits' precision;
+    `weight`, `group` and `true_probability`, where the rows have them.
+
+    Raises:
+        DataError: a logit is not a number.
+    """
+    lost = np.isnan(logit)
+    if lost.any():
+        raise DataError(
+            f"the model gives no number for {int(lost.sum())} of {len(rows)} rows; the first of"
+            f" them is row {int(rows.row[lost.argmax()])}.",
+            fix="look for numbers out of all proportion in that row, or train the model again.",
+        )
+    columns = {
+        "row": rows.row,
+        **{d.name: _names(d, rows.domains[:, v]) for v, d in enumerate(schema.divisions)},
+        "label": rows.label,
+        "probability": sigmoid(logit),
+        "weight": rows.weight,
+        "group": rows.group,
+        "true_probability": rows.oracle,
+    }
+    present = {name: column for name, column in columns.items() if column is not None}
+    return pl.DataFrame(present).sort("row", maintain_order=True)
+
+
+def _names(division: Division, domains: NDArray[np.int32]) -> pl.Series:
+    """Name of each row's domain; null for -1."""
+    names = pl.Series([*division.domains, None], dtype=pl.String)
+    return names.gather(np.where(domains < 0, len(division.domains), domains))
+
+
+@contextmanager
+def _evaluating(model: CTRModel) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,13 +1,14 @@
 """CSV files with a header: checked once in a fast pass, then read lazily by Polars.
 
-Polars fills short lines with nulls and does not say on which line a value is wrong, so the check
-comes first (shape by PyArrow, values by Polars, both block by block in bounded memory). Only when
-it fails is the file read line by line, to name the first bad line.
+Polars fills short lines with nulls and does not say on which line a value is wrong, so a check
+comes first: the shape by PyArrow, the values by Polars, both block by block in bounded memory. Only
+when it fails is the file read line by line, to name the first bad line.
 """
 
 import csv
 import gzip
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -18,41 +19,64 @@ import pyarrow.csv
 from loractr.data.sources.base import refuse_empty
 from loractr.errors import DataError, MalformedLineError, some
 
-Types = Mapping[str, type[pl.String | pl.Int64 | pl.Float64]]
-"""Column → how its text is read; columns that are not named stay text."""
+
+@dataclass(frozen=True)
+class Reading:
+    """How the text of a column becomes values."""
+
+    what: str
+    """What a value must be, for the error."""
+    parse: Callable[[pl.Expr, bool], pl.Expr]
+    """(text, strict) → values; what cannot be read is an error, or null when not strict."""
 
 
-def scan(path: Path, types: Types, *, separator: str = ",") -> pl.LazyFrame:
+def _moment(text: pl.Expr, strict: bool) -> pl.Expr:
+    plain = text.str.replace("T", " ", literal=True).str.strip_suffix("Z")
+    return plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=strict)
+
+
+WHOLE = Reading("a whole number", lambda text, strict: text.cast(pl.Int64, strict=strict))
+NUMBER = Reading("a number", lambda text, strict: text.cast(pl.Float64, strict=strict))
+DATE = Reading("a date like 2026-01-31", lambda text, strict: text.str.to_date("%F", strict=strict))
+MOMENT = Reading("a moment in UTC like 2026-01-31T12:00:00", _moment)
+
+Readings = Mapping[str, Reading]
+"""Column → how it is read; columns that are not named stay text."""
+
+
+def scan(path: Path, readings: Readings, *, separator: str = ",") -> pl.LazyFrame:
     """All columns of the file; an empty value is null.
 
     Raises:
         DataError: the file is empty, unreadable, or lacks one of the columns.
-        MalformedLineError: a line has too few or too many values, or one that is not of its type.
+        MalformedLineError: a line has too few or too many values, or one that cannot be read.
     """
     columns = header(path, separator=separator)
-    missing = [name for name in types if name not in columns]
+    missing = [name for name in readings if name not in columns]
     if missing:
         raise DataError(
             f"{path} lacks the columns {some(missing)}; it has {some(columns)}.",
-            fix="use the official file, with its header line.",
+            fix="use a file that has them, with the header as its first line.",
         )
-    frame = _text(path, separator).with_columns(
-        pl.col(name).cast(kind) for name, kind in types.items() if kind is not pl.String
-    )
     try:
-        _check_shape(path, columns, separator)
-        _check_values(path, types, separator)
-    except (pa.ArrowInvalid, pl.exceptions.PolarsError) as error:
-        _raise_first_bad_line(path, columns, types, separator)
-        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
-    return frame
+        _check(path, columns, readings, separator)
+    except (pa.ArrowInvalid, pl.exceptions.PolarsError, OSError) as error:
+        _raise_first_bad_line(path, columns, readings, separator)
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{path} cannot be read: {reason}.", fix="write the file again.") from error
+    return text(path, separator=separator).with_columns(
+        reading.parse(pl.col(name), True) for name, reading in readings.items()
+    )
 
 
 def header(path: Path, *, separator: str = ",") -> list[str]:
     """Names of the columns: the file's first line."""
     refuse_empty(path)
-    with _open(path) as file:
-        columns = next(csv.reader(file, delimiter=separator), [])
+    try:
+        with _open(path) as file:
+            columns = next(csv.reader(file, delimiter=separator), [])
+    except (OSError, EOFError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}.", fix="write the file again.") from error
     if not columns or "" in columns:
         raise MalformedLineError(path, 1, "the header must name every column")
     repeated = {name for name in columns if columns.count(name) > 1}
@@ -61,66 +85,114 @@ def header(path: Path, *, separator: str = ",") -> list[str]:
     return columns
 
 
-def _text(path: Path, separator: str) -> pl.LazyFrame:
+def text(path: Path, *, separator: str = ",") -> pl.LazyFrame:
+    """All columns as text, unchecked."""
     return pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
 
 
-def _check_shape(path: Path, columns: list[str], separator: str) -> None:
-    """Every line has as many values as the header. Raises ArrowInvalid."""
-    rows = 0
+def _check(path: Path, columns: list[str], readings: Readings, separator: str) -> None:
+    """Raise ArrowInvalid or PolarsError unless every line and every value can be read."""
+    shaped = _well_shaped_rows(path, columns, separator)
+    if not shaped:
+        raise DataError(f"{path} has a header but no rows.", fix="write or fetch the file again.")
+    read = {name: pl.col(name) for name in columns}
+    read |= {name: reading.parse(read[name], True) for name, reading in readings.items()}
+    every = pl.struct(pl.len(), *(values.null_count() for values in read.values()))
+    counts = text(path, separator=separator).select(every).collect(engine="streaming")
+    if counts.item()["len"] != shaped:
+        raise pa.ArrowInvalid("it does not fall into rows; each line must end with \\n or \\r\\n")
+
+
+def _well_shaped_rows(path: Path, columns: list[str], separator: str) -> int:
+    """Number of rows with as many values as the header. Blank lines do not count as rows."""
     parse = pyarrow.csv.ParseOptions(
-        delimiter=separator, newlines_in_values=True, ignore_empty_lines=len(columns) == 1
+        delimiter=separator, newlines_in_values=True, ignore_empty_lines=len(columns) > 1
     )
     convert = pyarrow.csv.ConvertOptions(
         include_columns=columns[:1], column_types={columns[0]: pa.string()}
     )
     with pyarrow.csv.open_csv(path, parse_options=parse, convert_options=convert) as blocks:
-        for block in blocks:
-            rows += block.num_rows
-    if not rows:
-        raise DataError(f"{path} has a header but no rows.", fix="write or fetch the file again.")
+        return sum(block.num_rows for block in blocks)
 
 
-def _check_values(path: Path, types: Types, separator: str) -> None:
-    """Every value is of its column's type. Raises PolarsError."""
-    casts = [pl.col(n).cast(t).null_count() for n, t in types.items() if t is not pl.String]
-    _text(path, separator).select(pl.len(), *casts).collect(engine="streaming")
+def _raise_first_bad_line(
+    path: Path, columns: list[str], readings: Readings, separator: str
+) -> None:
+    """Read the file record by record until one is bad. Raises MalformedLineError, if one is."""
+    pending: dict[int, list[str]] = {}
+    for line, values, raw in _records(path, separator):
+        problem = _shape_problem(values, raw, columns)
+        if problem or len(pending) == _BATCH:
+            _raise_first_unreadable(path, pending, columns, readings)
+            pending.clear()
+        if problem:
+            raise MalformedLineError(path, line, problem)
+        pending[line] = values
+    _raise_first_unreadable(path, pending, columns, readings)
 
 
-def _raise_first_bad_line(path: Path, columns: list[str], types: Types, separator: str) -> None:
-    typed = [
-        (place, name, types[name])
-        for place, name in enumerate(columns)
-        if types.get(name, pl.String) is not pl.String
-    ]
+_BATCH = 10_000
+
+
+def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str], str]]:
+    """(its first line, values, the text itself) of each record after the header."""
+    raw: list[str] = []
     with _open(path) as file:
-        records = csv.reader(file, delimiter=separator)
-        next(records)
-        for values in records:
-            problem = _problem(values, columns, typed)
-            if problem:
-                raise MalformedLineError(path, records.line_num, problem)
+        records = csv.reader(_remembering(file, raw), delimiter=separator, strict=True)
+        line = 1
+        try:
+            next(records)
+            while True:
+                raw.clear()
+                line = records.line_num + 1
+                values = next(records, None)
+                if values is None:
+                    return
+                yield line, values, "".join(raw)
+        except csv.Error as error:
+            raise MalformedLineError(path, line, f"quotes do not match ({error})") from None
+        except (OSError, EOFError) as error:  # compressed, and cut short
+            raise DataError(f"{path} cannot be read: {error}.", fix="fetch it again.") from error
 
 
-def _problem(
-    values: list[str],
-    columns: list[str],
-    typed: list[tuple[int, str, type[pl.String | pl.Int64 | pl.Float64]]],
-) -> str | None:
-    """What is wrong with one line, if anything."""
-    if len(values) != len(columns):
-        return f"expected {len(columns)} values ({', '.join(columns[:6])}…), found {len(values)}"
-    if any("\udc80" <= letter <= "\udcff" for value in values for letter in value):
+def _remembering(lines: IO[str], raw: list[str]) -> Iterator[str]:
+    for line in lines:
+        raw.append(line)
+        yield line
+
+
+def _shape_problem(values: list[str], raw: str, columns: list[str]) -> str | None:
+    """What is wrong with one record before its values are looked at, if anything."""
+    if not values and len(columns) > 1:
+        return "the line is blank"
+    if values and len(values) != len(columns):
+        return f"expected {len(columns)} values ({some(columns)}), found {len(values)}"
+    if any("\udc80" <= letter <= "\udcff" for letter in raw):
         return "the text is not UTF-8"
-    for place, name, kind in typed:
-        if values[place] and pl.Series([values[place]]).cast(kind, strict=False)[0] is None:
-            whole = "a whole number" if kind is pl.Int64 else "a number"
-            return f"{name} must be {whole}, not {values[place][:40]!r}"
+    for value in values:
+        if '"' in value and '"' + value.replace('"', '""') + '"' not in raw:
+            return f"a value with quotes in it must be quoted, its own quotes doubled: {value[:40]}"
     return None
+
+
+def _raise_first_unreadable(
+    path: Path, records: dict[int, list[str]], columns: list[str], readings: Readings
+) -> None:
+    problems = []
+    for name, reading in readings.items():
+        place = columns.index(name)
+        written = pl.Series([values[place] if values else "" for values in records.values()])
+        read = pl.select(reading.parse(pl.lit(written), False)).to_series()
+        bad = (read.is_null() & (written != "")).arg_true()
+        if len(bad):
+            problem = f"{name} must be {reading.what}, not {written[bad[0]][:40]!r}"
+            problems.append((list(records)[bad[0]], problem))
+    if problems:
+        raise MalformedLineError(path, *min(problems))
 
 
 def _open(path: Path) -> IO[str]:
     """The file as text, whatever its bytes: those that are not UTF-8 become lone surrogates."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="")
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")

@@ -79,10 +79,10 @@ def open_source(config: DataConfig) -> Table:
     log_path, users_path, videos_path = needs_files(
         folder, [LOG, USERS, VIDEOS], source=config.source
     )
-    log = delimited.scan(log_path, dict.fromkeys((*_LOG_NUMBERS, *POST_OUTCOME), pl.Int64))
-    users = delimited.scan(users_path, _user_types()).with_columns(_codes(_ONE_HOT)).collect()
+    log = delimited.scan(log_path, dict.fromkeys((*_LOG_NUMBERS, *POST_OUTCOME), delimited.WHOLE))
+    users = delimited.scan(users_path, _user_readings()).with_columns(_codes(_ONE_HOT)).collect()
     videos = (
-        delimited.scan(videos_path, _video_types()).with_columns(_codes(_VIDEO_CODES)).collect()
+        delimited.scan(videos_path, _video_readings()).with_columns(_codes(_VIDEO_CODES)).collect()
     )
     refuse_repeats(users, "user_id", users_path)
     refuse_repeats(videos, "video_id", videos_path)
@@ -103,14 +103,14 @@ def open_source(config: DataConfig) -> Table:
     )
 
 
-def _user_types() -> delimited.Types:
-    numbers = dict.fromkeys(("user_id", *_COUNTS, *_USER_CODES), pl.Int64)
-    return numbers | dict.fromkeys(_ONE_HOT, pl.Float64) | dict.fromkeys(_USER_TEXT, pl.String)
+def _user_readings() -> delimited.Readings:
+    whole = dict.fromkeys(("user_id", *_COUNTS, *_USER_CODES), delimited.WHOLE)
+    return whole | dict.fromkeys(_ONE_HOT, delimited.NUMBER)
 
 
-def _video_types() -> delimited.Types:
-    numbers = dict.fromkeys((*_SIZES, *_VIDEO_CODES), pl.Float64)
-    return {"video_id": pl.Int64} | numbers | dict.fromkeys((*_VIDEO_TEXT, "tag"), pl.String)
+def _video_readings() -> delimited.Readings:
+    numbers = dict.fromkeys((*_SIZES, *_VIDEO_CODES), delimited.NUMBER)
+    return {"video_id": delimited.WHOLE} | numbers
 
 
 def _codes(names: tuple[str, ...]) -> pl.Expr:

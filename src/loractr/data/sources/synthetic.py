@@ -21,8 +21,8 @@ from loractr.data.config import DataConfig, SyntheticOptions
 from loractr.data.sources.base import Table
 from loractr.schema import Division, Field, Label
 
-_LATENT = 8
-_SEGMENTS, _CATEGORIES, _TAGS, _MOST_TAGS = 12, 20, 30, 4
+_LATENT = 4
+_SEGMENTS, _CATEGORIES, _TAGS, _MOST_TAGS = 8, 12, 30, 4
 _DEVICES = ("phone", "tablet", "desktop", "tv")
 _START, _DAYS = 1_767_225_600, 14  # 2026-01-01 00:00 UTC, in seconds
 
@@ -115,9 +115,10 @@ class _World:
         price: Floats = np.exp(rng.normal(3.0, 1.0, options.items)).round(2)
         tag_effect = np.append(rng.normal(0, 0.5, _TAGS), 0.0)  # the last one is "none"
         tag_mean = tag_effect[tags].sum(axis=1) / (tags >= 0).sum(axis=1)
-        left, right = rng.normal(size=(2, options.domains, _LATENT, options.rank))
-        # <p, A q> gets the spread of <p, q> for any rank: both sum K products of unit variance
-        scale = options.deviation / np.sqrt(options.rank * _LATENT)
+        rank = min(options.rank, _LATENT)
+        left, right = (_directions(options.domains, _LATENT, rank, rng) for _ in range(2))
+        # |A| = |identity|, so that <p, A q> varies as much as <p, q>, whatever the rank
+        strength = options.deviation * np.sqrt(_LATENT / rank)
         return cls(
             segment=segment,
             category=category,
@@ -128,7 +129,7 @@ class _World:
             user_bias=rng.normal(0, 0.3, options.users),
             item_bias=rng.normal(0, 0.3, options.items) + tag_mean - 0.2 * (np.log(price) - 3.0),
             rate=rng.normal(-1.0, 0.5, options.domains),
-            deviation=scale * np.einsum("dkr,dlr->dkl", left, right),
+            deviation=strength * np.einsum("dkr,dlr->dkl", left, right),
             hour=0.3 * np.cos((np.arange(24) - 20) / 24 * 2 * np.pi),
             device=rng.normal(0, 0.2, len(_DEVICES)),
         )
@@ -146,11 +147,17 @@ class _World:
 
 
 def _vectors(group: Ints, groups: int, rng: np.random.Generator) -> Floats:
-    """Latent vectors (N, K) around their group's, scaled so that <p, q> has variance about 1."""
-    shared = rng.normal(size=(groups, _LATENT))
+    """Latent vectors (N, K): the group's and a little of one's own; <p, q> varies by about 1."""
+    shared = np.sqrt(groups) * _directions(1, groups, _LATENT, rng)[0]
     own = rng.normal(size=(len(group), _LATENT))
     vectors: Floats = (0.95 * shared[group] + 0.3 * own) / _LATENT**0.25
     return vectors
+
+
+def _directions(n: int, size: int, count: int, rng: np.random.Generator) -> Floats:
+    """n random sets (n, size, count) of orthonormal columns: no seed gives a lopsided world."""
+    columns: Floats = np.linalg.qr(rng.normal(size=(n, size, count))).Q
+    return columns
 
 
 def _zipf(size: int, exponent: float, n: int, rng: np.random.Generator) -> Ints:

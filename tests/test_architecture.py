@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "loractr"
 LEVELS = [
     {"errors"},
-    {"schema", "batch"},
+    {"schema", "batch", "environment"},
     {"stage"},
     {"data", "layers", "evaluation", "method"},
     {"backbones", "adapters", "baselines"},
@@ -20,6 +20,7 @@ LEVELS = [
     {"artifact", "training"},
     {"run", "lifecycle", "search", "tracking", "serving", "demo"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 FORBIDDEN = {"serving": {"training", "lifecycle"}}

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from loractr.predict import logits
 
 from loractr.data.rows import Rows
 from loractr.evaluation.metrics import DomainScores, score
 from loractr.model import CTRModel
+from loractr.predict import logits
 from loractr.schema import Schema
 from loractr.stage import Select
 

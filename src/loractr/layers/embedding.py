@@ -190,7 +190,7 @@ class Embedding(nn.Module):
     Shapes: a batch of N rows → `Embedded`. Numbers are cast to the tables' type.
     Raises:
         UsageError: the schema is not fitted.
-        ConfigError: pretrained vectors are missing, or do not fit their field.
+        ConfigError: there are no fields; pretrained vectors are missing or do not fit their field.
     """
 
     def __init__(
@@ -210,6 +210,8 @@ class Embedding(nn.Module):
                 "the schema is not fitted: it does not know the sizes of its vocabularies.",
                 fix="prepare the data first, and build the model with the schema that it returns.",
             )
+        if not schema.fields:
+            raise ConfigError(["the schema has no fields; a model needs at least one input"])
         pretrained = pretrained or {}
         widths = _field_widths(schema, size, pretrained)
         groups: dict[tuple[int, bool], list[Field]] = {}

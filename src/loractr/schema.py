@@ -61,6 +61,8 @@ class Field(Record):
     """Fitted: what is subtracted from a number (after log1p where asked for)."""
     scale: float = 1.0
     """Fitted: what the difference is divided by."""
+    fill: float = 0.0
+    """Fitted: what a missing number becomes, normalised: the mean of the training rows."""
 
     @property
     def source_column(self) -> str:
@@ -71,10 +73,12 @@ class Field(Record):
     def _options_fit_the_kind(self) -> Self:
         numbers, ids = {"scaling", "missing"}, {"min_count", "hash_buckets", "embedding_size"}
         ids |= {"pretrained", "trainable"}
-        wrong = self.model_fields_set & (ids if self.kind == "numerical" else numbers)
+        excluded = ids if self.kind == "numerical" else numbers
         if self.kind != "sequence":
-            wrong |= self.model_fields_set & {"separator", "max_length"}
-        if wrong and not self.size:  # a dumped, fitted field names every option
+            excluded = excluded | {"separator", "max_length"}
+        defaults = type(self).model_fields  # a dumped field names every option, as its default
+        wrong = {name for name in excluded if getattr(self, name) != defaults[name].default}
+        if wrong:
             raise ValueError(f"{', '.join(sorted(wrong))} means nothing for a {self.kind} field")
         if self.hash_buckets and (self.pretrained or self.min_count > 1):
             raise ValueError(

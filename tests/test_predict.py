@@ -15,9 +15,9 @@ from loractr.batch import Bag, Batch, Route
 from loractr.config import RunConfig
 from loractr.data.config import DataConfig
 from loractr.data.rows import Rows
-from loractr.errors import DataError
+from loractr.errors import DataError, UnknownDomainError
 from loractr.model import build
-from loractr.predict import logits, predict, sigmoid, tabulate
+from loractr.predict import assembled_logits, logits, predict, sigmoid, tabulate
 from loractr.schema import Division, Field, Schema
 
 N = 41
@@ -131,6 +131,39 @@ def test_no_rows_and_one_row_can_be_scored(rows, size):
     few = rows.take(np.arange(size))
     assert logits(mlora("tab"), few, SCHEMA).shape == (size,)
     assert predict(mlora("tab"), few, SCHEMA).height == size
+
+
+def plain(seed):
+    """A model without adapters, unlike that of any other seed."""
+    model = model_of(Mix(name="mix"))
+    random = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=random, dtype=torch.double)
+    return model
+
+
+def test_each_row_is_scored_by_its_domains_own_model_and_all_others_by_the_base(rows):
+    base, night = plain(2), plain(3)
+    found = assembled_logits(base, {"night": night}, rows, SCHEMA, "hour", batch_size=5)
+    of_base, of_night = one_by_one(base, rows), one_by_one(night, rows)
+    for n in range(N):
+        expected = of_night[n] if rows.domains[n, 1] == 1 else of_base[n]
+        assert found[n] == pytest.approx(expected, abs=1e-12)
+    assert set(rows.domains[:, 1]) == {-1, 0, 1}
+
+
+def test_without_domain_models_the_base_scores_all_rows(rows):
+    model = mlora("tab")
+    found = assembled_logits(model, {}, rows, SCHEMA, None)
+    np.testing.assert_array_equal(found, logits(model, rows, SCHEMA))
+
+
+def test_domain_models_of_no_rows_and_of_no_domain(rows):
+    base = plain(2)
+    none = rows.take(np.arange(0))
+    assert assembled_logits(base, {"day": plain(3)}, none, SCHEMA, "hour").shape == (0,)
+    with pytest.raises(UnknownDomainError, match="no domain 'dusk'"):
+        assembled_logits(base, {"dusk": plain(3)}, rows, SCHEMA, "hour")
 
 
 def test_every_module_gets_its_mode_back(rows):

@@ -1,6 +1,6 @@
 """Model and rows → logits, or a table of predictions. The only sigmoid is here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from loractr.data.loader import iterate
 from loractr.data.rows import Rows
-from loractr.errors import DataError
+from loractr.errors import DataError, UnknownDomainError
 from loractr.model import CTRModel
 from loractr.schema import Division, Schema
 
@@ -45,6 +45,49 @@ def logits(
         for batch in iterate(places, schema, batch_size=batch_size, divisions=divisions):
             result[batch.row] = model(batch)
     return result.numpy()
+
+
+def assembled_logits(
+    model: CTRModel,
+    domain_models: Mapping[str, CTRModel],
+    rows: Rows,
+    schema: Schema,
+    division: str | None,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> NDArray[np.floating]:
+    """Logit of each row (N,), in the order of `rows`, from its domain's own model where it has one.
+
+    Args:
+        model: Scores the rows of all other domains and of none.
+        domain_models: Domain of `division` → its whole model.
+        rows: Encoded rows, in memory or memory-mapped.
+        schema: The fitted schema they were encoded with.
+        division: Division of the domain models; read only where there are some.
+        batch_size: Rows scored at once.
+
+    Raises:
+        UnknownDomainError: `domain_models` names a domain that the division does not have.
+    """
+    if not domain_models or division is None:
+        return logits(model, rows, schema, batch_size=batch_size)
+    place = [d.name for d in schema.divisions].index(division)
+    known, domains = schema.divisions[place].domains, rows.domains[:, place]
+    unknown = [name for name in domain_models if name not in known]
+    if unknown:
+        raise UnknownDomainError(division, unknown, known)
+    owned = [known.index(name) for name in domain_models]
+    indices = [np.flatnonzero(~np.isin(domains, owned))]
+    indices += [np.flatnonzero(domains == domain) for domain in owned]
+    scored = np.concatenate(
+        [
+            logits(scorer, rows.take(index), schema, batch_size=batch_size)
+            for scorer, index in zip([model, *domain_models.values()], indices, strict=True)
+        ]
+    )
+    result = np.empty_like(scored)
+    result[np.concatenate(indices)] = scored
+    return result
 
 
 def sigmoid(logit: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -66,8 +66,12 @@ _CATEGORICAL = (
     *(*_USER_TEXT, *_USER_CODES, *_ONE_HOT, *_VIDEO_CODES, *_VIDEO_TEXT),
 )
 _NUMERICAL = ("duration_ms", *_COUNTS, *_SIZES)
-_CONSTANT = {"is_rand", "is_lowactive_period", "visible_status"}
-_NOT_BY_DEFAULT = {"tab", "upload_dt", *_CONSTANT}  # tab is the domain, which has its own field
+_NOT_BY_DEFAULT = {
+    "tab",  # the natural domain, which has a field of its own
+    "upload_dt",  # three days in all
+    "video_duration",  # duration_ms again, with gaps
+    *("is_rand", "is_lowactive_period", "visible_status"),  # the same value in every row
+}
 
 
 def open_source(config: DataConfig) -> Table:

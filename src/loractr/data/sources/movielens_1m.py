@@ -9,7 +9,7 @@ The official files, as unpacked from ml-1m.zip, latin-1, fields separated by "::
 Source: Harper & Konstan, The MovieLens Datasets, TiiS 2015, doi:10.1145/2827872.
 """
 
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import polars as pl
@@ -93,26 +93,23 @@ def _read_small(path: Path, columns: dict[str, type]) -> pl.DataFrame:
     with path.open(encoding="latin-1") as lines:
         for number, line in enumerate(lines, start=1):
             values = line.rstrip("\n").split("::")
-            if len(values) != len(columns):
-                raise MalformedLineError(
-                    path, number, f"expected {'::'.join(columns)}, found {len(values)} fields"
-                )
-            rows.append(
-                [
-                    _parse(value, name, kind, path, number)
-                    for value, (name, kind) in zip(values, columns.items(), strict=True)
-                ]
-            )
-    schema = {name: pl.Int64 if kind is int else pl.String for name, kind in columns.items()}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+            problem = _problem(values, columns)
+            if problem:
+                raise MalformedLineError(path, number, problem)
+            rows.append(values)
+    return pl.DataFrame(rows, schema=list(columns), orient="row").with_columns(
+        pl.col(name).cast(pl.Int64) for name, kind in columns.items() if kind is int
+    )
 
 
-def _parse(value: str, name: str, kind: Callable[[str], object], path: Path, number: int) -> object:
-    try:
-        return kind(value)
-    except ValueError:
-        problem = f"{name} must be a whole number, not {value[:40]!r}"
-        raise MalformedLineError(path, number, problem) from None
+def _problem(values: list[str], columns: dict[str, type]) -> str | None:
+    """What is wrong with a line, if anything."""
+    if len(values) != len(columns):
+        return f"expected {'::'.join(columns)}, found {len(values)} fields"
+    for value, (name, kind) in zip(values, columns.items(), strict=True):
+        if kind is int and not re.fullmatch(r"-?[0-9]{1,18}", value):
+            return f"{name} must be a whole number, not {value[:40]!r}"
+    return None
 
 
 def _refuse_unknown(ratings: pl.DataFrame, known: pl.DataFrame, key: str, path: Path) -> None:

@@ -1,0 +1,132 @@
+"""The synthetic log: its truth is true, its structure is the one that was planted."""
+
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from loractr.data.config import DataConfig, SyntheticOptions
+from loractr.data.sources import open_source
+from loractr.data.sources.synthetic import generate
+
+
+@pytest.fixture(scope="module")
+def log() -> pl.DataFrame:
+    return generate(SyntheticOptions())
+
+
+def test_the_same_options_give_the_same_rows_and_another_seed_others():
+    small = SyntheticOptions(rows=500, seed=3)
+    assert generate(small).equals(generate(SyntheticOptions(rows=500, seed=3)))
+    assert not generate(small).equals(generate(SyntheticOptions(rows=500, seed=4)))
+
+
+def test_the_seed_alone_decides_whatever_the_global_generator_did():
+    np.random.seed(1)  # noqa: NPY002 - the claim is that this has no effect
+    first = generate(SyntheticOptions(rows=200))
+    np.random.seed(2)  # noqa: NPY002
+    assert generate(SyntheticOptions(rows=200)).equals(first)
+
+
+def test_clicks_are_drawn_with_the_true_probability(log):
+    """Within each tenth of the rows by true probability, clicks match it within 4 sigma."""
+    tenths = log.sort("true_probability").with_columns(
+        tenth=pl.int_range(pl.len()) * 10 // pl.len()
+    )
+    for _, part in tenths.group_by("tenth"):
+        truth = part["true_probability"].to_numpy()
+        sigma = np.sqrt((truth * (1 - truth)).sum())
+        assert abs(part["label"].sum() - truth.sum()) < 4 * sigma
+
+
+def test_no_other_score_explains_the_clicks_as_well_as_the_truth(log):
+    label, truth = log["label"].to_numpy(), log["true_probability"].to_numpy()
+    best = roc_auc_score(label, truth)
+    assert best > 0.75
+    for column in ("item", "category", "segment", "user", "domain"):
+        rate = log.select(pl.col("true_probability").mean().over(column)).to_series().to_numpy()
+        assert roc_auc_score(label, rate) < best - 0.03
+        assert log_loss(label, rate) > log_loss(label, truth)
+
+
+def test_domains_fall_in_size_as_zipf_says(log):
+    sizes = log["domain"].value_counts().sort("domain")["count"].to_numpy()
+    share = 1 / np.arange(1, 13)
+    np.testing.assert_allclose(sizes, 200_000 * share / share.sum(), rtol=0.05)
+
+
+def test_domains_differ_in_base_rate(log):
+    rate = log.group_by("domain").agg(pl.col("label").mean())["label"]
+    assert rate.max() - rate.min() > 0.08
+
+
+def preference(log: pl.DataFrame) -> np.ndarray:
+    """Mean true logit of each (segment, category), free of its row and column means: (D, S, C)."""
+    logit = np.log(pl.col("true_probability") / (1 - pl.col("true_probability")))
+    cells = log.group_by("domain", "segment", "category").agg(logit.mean())
+    cube = cells.sort("domain", "segment", "category")["true_probability"].to_numpy()
+    cube = cube.reshape(log["domain"].n_unique(), log["segment"].n_unique(), -1)
+    cube = cube - cube.mean(axis=1, keepdims=True)
+    return cube - cube.mean(axis=2, keepdims=True)
+
+
+def test_the_deviation_of_a_domain_from_the_shared_preference_has_the_planted_rank():
+    big = generate(SyntheticOptions(rows=400_000, domains=3, zipf=0.0, rank=1))
+    none = generate(SyntheticOptions(rows=400_000, domains=3, zipf=0.0, rank=1, deviation=0.0))
+    for deviating, shared in zip(preference(big), preference(none), strict=True):
+        strength = np.linalg.svd(deviating - shared, compute_uv=False)
+        assert strength[0] > 5 * strength[1]
+
+
+def test_without_deviation_domains_share_one_preference():
+    log = generate(SyntheticOptions(rows=400_000, domains=3, zipf=0.0, deviation=0.0))
+    first, second, third = preference(log)
+    spread = first.std()
+    assert np.abs(first - second).mean() < 0.2 * spread
+    assert np.abs(first - third).mean() < 0.2 * spread
+
+
+def test_with_deviation_domains_differ_in_preference():
+    log = generate(SyntheticOptions(rows=400_000, domains=3, zipf=0.0))
+    first, second, _ = preference(log)
+    assert np.abs(first - second).mean() > 0.4 * first.std()
+
+
+def test_attributes_belong_to_their_user_or_item_and_the_hour_to_the_time(log):
+    assert log.group_by("user").agg(pl.col("segment").n_unique())["segment"].max() == 1
+    texts = log.with_columns(pl.col("tags").cast(pl.List(pl.String)).list.join(","))
+    for column in ("category", "price", "tags"):
+        assert texts.group_by("item").agg(pl.col(column).n_unique())[column].max() == 1
+    clock = pl.from_epoch("timestamp", time_unit="s").dt.hour().cast(pl.Int64)
+    assert log.select((clock == pl.col("hour")).all()).item()
+    assert log["timestamp"].is_sorted()
+
+
+def test_items_have_one_to_four_different_tags(log):
+    lengths = log["tags"].list.len()
+    assert (lengths.min(), lengths.max()) == (1, 4)
+    assert (log["tags"].list.n_unique() == lengths).all()
+
+
+def test_sizes_can_be_as_small_as_one():
+    frame = generate(SyntheticOptions(rows=1, users=1, items=1, domains=1, rank=1))
+    assert frame.height == 1
+
+
+def test_a_rank_above_the_latent_size_is_the_full_deviation():
+    assert generate(SyntheticOptions(rows=50, rank=64)).height == 50
+
+
+def test_truth_and_label_are_refused_as_inputs_and_the_truth_is_the_oracle():
+    table = open_source(DataConfig(source="synthetic"))
+    assert table.oracle == "true_probability"
+    assert set(table.post_outcome) == {"label", "true_probability"}
+    assert set(table.default_fields) == set(table.fields)
+
+
+def test_two_hundred_thousand_rows_take_less_than_two_seconds():
+    start = time.perf_counter()
+    generate(SyntheticOptions())
+    assert time.perf_counter() - start < 2

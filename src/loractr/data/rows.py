@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+FIXED = ("ids", "numbers", "domains", "row", "label", "weight", "group", "oracle")
+"""Columns with one entry a row, in contrast to sequences; those from `label` on may be None."""
+
 
 @dataclass(frozen=True)
 class Rows:

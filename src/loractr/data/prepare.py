@@ -1,0 +1,281 @@
+"""Raw table + schema → prepared data set, streaming, in bounded memory.
+
+stage      the needed columns, once, to Parquet
+keep       without repeats, where asked for
+split      one code a row
+fit        vocabularies, normalising constants, domains: training rows only
+encode     batch by batch; training rows to piles that are shuffled one by one
+"""
+
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from loractr.data import canonical, outcome, split
+from loractr.data.aside import written_aside
+from loractr.data.config import DataConfig
+from loractr.data.deduplicate import first_of_each
+from loractr.data.encode import Encoders, is_domain_field
+from loractr.data.fingerprint import cache_key, fingerprint
+from loractr.data.fit import Fit
+from loractr.data.piles import Piles, record_type
+from loractr.data.resolve import resolve
+from loractr.data.rows import Rows
+from loractr.data.sources import open_source
+from loractr.data.staging import Staged, stage
+from loractr.data.store import (
+    SPLITS,
+    Prepared,
+    SplitWriter,
+    open_prepared,
+    read_manifest,
+    write_manifest,
+)
+from loractr.data.tally import Tally
+from loractr.data.vocabulary import ValueCounts, Vocabulary
+from loractr.errors import DataError, MissingColumnError, UsageError
+from loractr.schema import Schema
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    config: DataConfig,
+    out: Path,
+    *,
+    frame: pl.DataFrame | pl.LazyFrame | None = None,
+    schema: Schema | None = None,
+) -> Prepared:
+    """Prepare the rows of a source, or of a frame, for training.
+
+    What lies at `out` already is used again when it was made from the same configuration and files.
+
+    Args:
+        config: The `data` section: source, fields, divisions, label, split.
+        out: Directory of the prepared data set. Written aside, then renamed: whole or not there.
+        frame: Rows to prepare instead of the source's; needs `schema`.
+        schema: Fields, divisions and label, instead of those that `config` asks for.
+
+    Raises:
+        ConfigError: The configuration does not fit the source.
+        DataError: The rows are not what the schema says, or the disk is full.
+        UsageError: `out` is there and is no prepared data set; a frame without a schema.
+    """
+    if frame is not None and schema is None:
+        raise UsageError("a frame was given without a schema.", fix="pass schema=Schema(...) too.")
+    source = [] if frame is not None else fingerprint(config.path)
+    key = None if frame is not None else cache_key(config, schema, source)
+    if (found := _reusable(out, key)) is not None:
+        log.info("%s: prepared before from the same configuration and files; used again", out)
+        return found
+    table, schema, oracle = _table(config, frame, schema)
+    log.info("%s: preparing", out)
+    with written_aside(out) as directory:
+        manifest = {"key": key, "source": {"name": config.source, "files": source}}
+        manifest |= _Preparation(config, table, schema, oracle, directory).run()
+        write_manifest(directory, manifest)
+    return open_prepared(out)
+
+
+def cached(config: DataConfig, directory: Path) -> Prepared:
+    """Prepare the source of `config` in `directory / <key>`, or use what lies there already.
+
+    Args:
+        config: The `data` section.
+        directory: The cache, made when it is not there.
+    """
+    key = cache_key(config, None, fingerprint(config.path))
+    return prepare(config, directory / key[:32])
+
+
+def _reusable(out: Path, key: str | None) -> Prepared | None:
+    """The data set at `out` if it is what would be prepared; None if it may be written anew."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise UsageError(
+            f"{out} exists and is no prepared data set; it is not overwritten.",
+            fix="choose another directory, or remove that one.",
+        )
+    if key is None or manifest.get("key") != key:
+        log.info("%s: made from another configuration or other files; prepared anew", out)
+        return None
+    try:
+        return open_prepared(out)
+    except DataError as error:
+        log.warning("%s Prepared anew.", error.problem)
+        return None
+
+
+def _table(
+    config: DataConfig, frame: pl.DataFrame | pl.LazyFrame | None, schema: Schema | None
+) -> tuple[pl.LazyFrame, Schema, str | None]:
+    """Raw rows, what to make of them, and the column of true probabilities if there is one."""
+    if frame is not None and schema is not None:
+        return frame.lazy(), schema, None
+    table = open_source(config)
+    return table.frame, schema or resolve(config, table), table.oracle
+
+
+class _Preparation:
+    """One run of `prepare`: the steps, and how long each took."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        table: pl.LazyFrame,
+        schema: Schema,
+        oracle: str | None,
+        directory: Path,
+    ) -> None:
+        self.config, self.table, self.schema, self.oracle = config, table, schema, oracle
+        self.directory = directory
+        self.scratch = directory / "scratch"
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Write everything but the manifest, and return what it shall say."""
+        self.scratch.mkdir()
+        with self._step("stage"):
+            staged = self._stage()
+        with self._step("deduplicate"):
+            keep = self._kept(staged)
+        with self._step("split"):
+            codes = split.codes(self.config.split, staged, self.schema, keep, self.scratch)
+        with self._step("fit"):
+            encoders, groups = self._fit(staged, codes)
+        with self._step("encode"):
+            tallies = self._encode(staged, codes, encoders, groups)
+            encoders.save(self.directory)
+            shutil.rmtree(self.scratch)
+        return {
+            "schema": encoders.schema.model_dump(mode="json", exclude_defaults=True),
+            "splits": {name: tally.summary() for name, tally in tallies.items()},
+            "vocabulary": {f.name: f.size for f in encoders.schema.fields if f.size},
+            "dropped": {"duplicates": int(staged.rows - keep.sum())},
+            "seconds": self.seconds,
+            "versions": _versions(),
+        }
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        log.info("%s: %.1f s", name, self.seconds[name])
+
+    def _stage(self) -> Staged:
+        present = self.table.collect_schema().names()
+        wanted = _columns(self.schema, self.oracle) | split.columns(self.config.split, self.schema)
+        if isinstance(self.config.deduplicate, tuple):
+            wanted |= dict.fromkeys(self.config.deduplicate, "`deduplicate`")
+        for column, wanted_by in wanted.items():
+            if column not in present:
+                raise MissingColumnError(column, present, wanted_by=wanted_by)
+        columns = present if self.config.deduplicate is True else list(wanted)
+        return stage(self.table, columns, self.scratch / "staged.parquet")
+
+    def _kept(self, staged: Staged) -> NDArray[np.bool_]:
+        chosen = self.config.deduplicate
+        if chosen is False or chosen == ():
+            return np.ones(staged.rows, dtype=np.bool_)
+        columns = list(staged.types) if chosen is True else list(chosen)
+        return first_of_each(staged, columns, self.scratch)
+
+    def _fit(self, staged: Staged, codes: split.Codes) -> tuple[Encoders, Vocabulary | None]:
+        """The encoders, and the keys of the groups of all rows: they are names, nothing is learnt
+        from them."""
+        schema, fit, groups = self.schema, Fit(self.schema), ValueCounts()
+        for rows, frame in staged.batches(
+            list(_columns(schema, self.oracle)), codes != split.DROPPED
+        ):
+            outcome.labels(frame[schema.label.column], schema.label, rows)
+            fit.observe(frame, codes[rows] == split.TRAIN, rows)
+            if schema.group is not None:
+                groups.add(canonical.ids(frame[schema.group], "`group`"))
+        keys = Vocabulary.fit(groups.table()) if schema.group is not None else None
+        return fit.encoders(), keys
+
+    def _encode(
+        self, staged: Staged, codes: split.Codes, encoders: Encoders, groups: Vocabulary | None
+    ) -> dict[str, Tally]:
+        schema = encoders.schema
+        tallies = {name: Tally(schema.divisions) for name in SPLITS}
+        output: _Output | None = None
+        for rows, frame in staged.batches(
+            list(_columns(schema, self.oracle)), codes != split.DROPPED
+        ):
+            encoded = outcome.add(
+                encoders.encode(frame, rows=rows), frame, schema, oracle=self.oracle
+            )
+            if groups is not None and schema.group is not None:
+                key = groups.encode(frame[schema.group]).astype(np.int64) - 1
+                encoded = replace(encoded, group=key)
+            if output is None:
+                output = self._output(encoded, int((codes == split.TRAIN).sum()))
+            for code, name in enumerate(SPLITS):
+                part = encoded.take(np.flatnonzero(codes[rows] == code))
+                tallies[name].add(part)
+                output.add(name, part)
+        assert output is not None  # a staged table has rows
+        output.close()
+        return tallies
+
+    def _output(self, like: Rows, train_rows: int) -> "_Output":
+        seed = getattr(self.config.split, "seed", 0)
+        return _Output(self.directory, self.scratch, like, train_rows, seed)
+
+
+class _Output:
+    """Where encoded rows go: training rows by way of piles, the others straight to their files."""
+
+    def __init__(
+        self, directory: Path, scratch: Path, like: Rows, train_rows: int, seed: int
+    ) -> None:
+        none = like.take(np.zeros(0, dtype=np.int64))
+        ids = sum(len(values) for values, _ in like.sequences.values())
+        row_bytes = record_type(like).itemsize + 4 * ids / max(1, len(like))
+        self._writers = {name: SplitWriter(directory / name, none) for name in SPLITS}
+        self._piles = Piles(scratch, none, int(train_rows * row_bytes), seed)
+
+    def add(self, name: str, rows: Rows) -> None:
+        if name == "train":
+            self._piles.throw(rows)
+        else:
+            self._writers[name].append(rows)
+
+    def close(self) -> None:
+        for pile in self._piles:
+            self._writers["train"].append(pile)
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _columns(schema: Schema, oracle: str | None) -> dict[str, str]:
+    """Columns to read for encoding, and who wants each."""
+    wanted = {
+        f.source_column: f"field {f.name!r}"
+        for f in schema.fields
+        if not is_domain_field(f, schema)
+    }
+    wanted |= {d.column: f"division {d.name!r}" for d in schema.divisions}
+    wanted[schema.label.column] = "the label"
+    optional = ((schema.weight, "`weight`"), (schema.group, "`group`"), (oracle, "the source"))
+    return wanted | {column: who for column, who in optional if column is not None}
+
+
+def _versions() -> dict[str, str]:
+    names = ("loractr", "polars", "numpy", "pyarrow")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}

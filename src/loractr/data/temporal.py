@@ -1,0 +1,115 @@
+"""Moments as 64-bit keys in the order of time, and where to cut them."""
+
+import math
+from collections.abc import Callable, Iterator
+from datetime import date, datetime
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from loractr.data.canonical import Positions, at
+from loractr.errors import ConfigError, DataError
+
+Keys = NDArray[np.uint64]
+Moment = int | float | str | None
+
+_SIGN = np.uint64(1 << 63)
+_DIGIT = 16  # bits told apart in one pass
+_END = 1 << 64  # after every key
+
+
+def keys(values: pl.Series, rows: Positions) -> Keys:
+    """Key of each moment (N,): numbers, dates or datetimes; keys compare as moments do.
+
+    Raises:
+        DataError: A moment is missing, or the column holds none.
+    """
+    missing = values.is_null() | (values.is_nan() if values.dtype.is_float() else False)
+    if missing.any():
+        raise DataError(
+            f"time column {values.name!r}: {missing.sum()} rows have no time"
+            f" ({at(rows[missing.to_numpy()])}).",
+            fix="drop those rows before preparing, or use another split.",
+        )
+    if values.dtype in (pl.Date, pl.Datetime) or values.dtype.is_integer():
+        if values.dtype in (pl.UInt64, pl.Int128, pl.UInt128):
+            values = values.cast(pl.Int64)
+        return values.to_physical().cast(pl.Int64).to_numpy().view(np.uint64) ^ _SIGN
+    if values.dtype.is_float() or values.dtype == pl.Decimal:
+        bits = (values.cast(pl.Float64).to_numpy() + 0.0).view(np.uint64)  # -0.0 becomes 0.0
+        return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    raise DataError(
+        f"time column {values.name!r} is of type {values.dtype}; it must hold numbers, dates or"
+        " datetimes.",
+        fix="convert the column, e.g. with polars `str.to_datetime`, and store it as Parquet.",
+    )
+
+
+def moment(value: Moment, dtype: pl.DataType, column: str) -> int:
+    """Least key that a moment of a column of type `dtype` may have from `value` on.
+
+    Raises:
+        ConfigError: `value` is no moment of that type.
+    """
+    wrong = ConfigError(
+        [f"split: {value!r} is no moment of column {column!r}, whose type is {dtype}"],
+        fix="give a number for a column of numbers, ISO text like '2022-05-07' for dates.",
+    )
+    try:
+        literal = _literal(value, dtype)
+    except (ValueError, TypeError) as error:
+        raise wrong from error
+    series = pl.Series(column, [literal])
+    if isinstance(dtype, pl.Datetime):
+        zone = getattr(dtype, "time_zone", None)
+        series = series.cast(pl.Datetime(dtype.time_unit)).dt.replace_time_zone(zone)
+    return int(keys(series.cast(dtype), np.zeros(1, dtype=np.int64))[0])
+
+
+def _literal(value: Moment, dtype: pl.DataType) -> int | float | date | datetime:
+    if dtype in (pl.Date, pl.Datetime):
+        if not isinstance(value, str):
+            raise TypeError
+        when = datetime.fromisoformat(value)
+        if dtype == pl.Date:
+            if when != datetime.combine(when.date(), datetime.min.time()):
+                raise ValueError
+            return when.date()
+        if when.tzinfo is not None:
+            raise ValueError
+        return when
+    if isinstance(value, str) or value is None:
+        raise TypeError
+    return math.ceil(value) if dtype.is_integer() else float(value)
+
+
+def cuts(times: Callable[[], Iterator[Keys]], wanted: list[int], total: int) -> list[int]:
+    """Keys before which, as nearly as ties allow, `wanted` rows lie. Equal keys stay together.
+
+    The k-th smallest key is found digit by digit, in four passes of 16 bits, without sorting or
+    holding the keys.
+
+    Args:
+        times: Gives the keys anew, batch by batch, each time it is called.
+        wanted: Numbers of rows.
+        total: Number of all rows.
+    """
+    prefix, rank, equal = [0] * len(wanted), list(wanted), [0] * len(wanted)
+    inside = [i for i, count in enumerate(wanted) if count < total]
+    for shift in range(64 - _DIGIT, -1, -_DIGIT):
+        counts = np.zeros((len(wanted), 1 << _DIGIT), dtype=np.int64)
+        for batch in times():
+            high = batch >> np.uint64(shift)
+            for i in inside:
+                mine = high[high >> np.uint64(_DIGIT) == prefix[i]] & np.uint64(0xFFFF)
+                counts[i] += np.bincount(mine.astype(np.int64), minlength=1 << _DIGIT)
+        for i in inside:
+            below = np.cumsum(counts[i])
+            digit = int(np.searchsorted(below, rank[i], side="right"))
+            equal[i] = int(counts[i][digit])
+            rank[i] -= int(below[digit]) - equal[i]
+            prefix[i] = (prefix[i] << _DIGIT) | digit
+    # `rank` rows of the key's own moment would still belong before the cut: none or all of them do
+    found = [prefix[i] + (rank[i] > equal[i] - rank[i]) for i in range(len(wanted))]
+    return [found[i] if i in inside else _END for i in range(len(wanted))]

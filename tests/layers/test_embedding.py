@@ -177,6 +177,25 @@ def test_sparse_gradients_hold_the_same_values_as_dense_ones():
     torch.testing.assert_close(grads[0], grads[1])
 
 
+def test_sparse_gradients_are_chosen_table_by_table():
+    layer = embedding()
+    layer.set_sparse(["embedding.tables.size_4.weight", "backbone.tower.0.linear.weight"])
+    assert {name: table.sparse for name, table in layer.tables.items()} == {
+        "size_4": True,
+        "size_3": False,
+        "size_5_frozen": False,
+    }
+    layer.set_sparse([])
+    assert not any(table.sparse for table in layer.tables.values())
+
+
+def test_what_does_not_train_is_not_filled_either():
+    layer = Embedding(Schema(fields=(Field(name="user", size=4),)), size=2).requires_grad_(False)
+    before = layer.tables["size_2"].weight.clone()
+    layer.fill_unknown()
+    assert torch.equal(layer.tables["size_2"].weight, before)
+
+
 def test_names_of_parameters_are_simple_globs():
     assert [name for name, _ in embedding().named_parameters()] == [
         "numbers_first_order",

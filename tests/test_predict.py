@@ -152,6 +152,15 @@ def test_each_row_is_scored_by_its_domains_own_model_and_all_others_by_the_base(
     assert set(rows.domains[:, 1]) == {-1, 0, 1}
 
 
+def test_the_table_takes_domain_models_too(rows):
+    base, night = plain(2), plain(3)
+    table = predict(base, rows, SCHEMA, domain_models={"night": night}, division="hour")
+    parts = [predict(base, rows, SCHEMA), predict(night, rows, SCHEMA)]
+    is_night = parts[0]["hour"].eq_missing("night")
+    expected = parts[0]["probability"].zip_with(~is_night, parts[1]["probability"])
+    np.testing.assert_allclose(table["probability"], expected, atol=1e-12)
+
+
 def test_without_domain_models_the_base_scores_all_rows(rows):
     model = mlora("tab")
     found = assembled_logits(model, {}, rows, SCHEMA, None)

@@ -40,7 +40,8 @@ def test_a_type_checker_sees_the_same_names_in_the_same_homes():
         for node in tree.body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     ]
-    seen = {alias.name: node.module for node in checking.body for alias in node.names}
+    imports = [node for node in checking.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.name: node.module for node in imports for alias in node.names}
     assert sorted(seen) == loractr.__all__
     for name, home in seen.items():
         assert getattr(import_module(home), name) is getattr(loractr, name)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from loractr.stage import Stage
     from loractr.training import History, fit
 
+    __version__: str
+
 __all__ = [
     "Batch",
     "CTRModel",

@@ -98,20 +98,31 @@ def sigmoid(logit: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def predict(
-    model: CTRModel, rows: Rows, schema: Schema, *, batch_size: int = BATCH_SIZE
+    model: CTRModel,
+    rows: Rows,
+    schema: Schema,
+    *,
+    domain_models: Mapping[str, CTRModel] | None = None,
+    division: str | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> pl.DataFrame:
-    """Score `rows` with `model`: the table that `tabulate` describes.
+    """Score `rows`: the table that `tabulate` describes.
 
     Args:
-        model: Any model.
+        model: Scores all rows, but for those of `domain_models`.
         rows: Encoded rows, in memory or memory-mapped.
         schema: The fitted schema they were encoded with.
+        domain_models: Domain of `division` → its whole model.
+        division: Division of the domain models.
         batch_size: Rows scored at once.
 
     Raises:
-        DataError: the model gave a logit that is not a number.
+        DataError: a model gave a logit that is not a number.
+        UnknownDomainError: `domain_models` names a domain that the division does not have.
     """
-    return tabulate(logits(model, rows, schema, batch_size=batch_size), rows, schema)
+    owned = domain_models or {}
+    logit = assembled_logits(model, owned, rows, schema, division, batch_size=batch_size)
+    return tabulate(logit, rows, schema)
 
 
 def tabulate(logit: NDArray[np.floating], rows: Rows, schema: Schema) -> pl.DataFrame:

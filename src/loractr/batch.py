@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,13 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.row.shape[0])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same rows on a device; itself when they are there already."""
+        if self.row.device == torch.device(device):
+            return self
+        leaves, structure = tree_flatten(self)
+        return tree_unflatten([leaf.to(device) for leaf in leaves], structure)
 
 
 for _container in (Groups, Route, Bag, Batch):

@@ -39,11 +39,12 @@ def logits(
         routed: False scores with the backbone alone, adapters inert.
     """
     divisions = model.divisions if routed else ()
+    device = model.head.weight.device
     places = replace(rows, row=np.arange(len(rows)))  # batches regroup the rows: know where to
     result = torch.empty(len(rows), dtype=next(model.parameters()).dtype)
     with _evaluating(model), torch.inference_mode():
         for batch in iterate(places, schema, batch_size=batch_size, divisions=divisions):
-            result[batch.row] = model(batch)
+            result[batch.row] = model(batch.to(device)).cpu()
     return result.numpy()
 
 

@@ -1,10 +1,10 @@
 """The bank of low-rank experts that stands beside a shared linear layer, and its kernels.
 
-Two kernels with one meaning. *Stacked*: all experts' `down` in one product, rows of other experts
-masked out, all `up` in one product; its cost grows with the number of experts, but it has no loop
-and exports. *Segments*: rows grouped by expert, one pair of small products per expert that has
-rows, written in place; its cost hardly grows, and a row's result does not depend on which other
-experts the bank holds. Inference always takes segments, so that domains live and die alone.
+Two kernels with one meaning. *Segments*, for hard routes: rows grouped by expert, one pair of small
+products per expert that has rows, written in place. Its cost hardly grows with the number of
+experts, and a row's result does not depend on which other experts the bank holds, so domains live
+and die alone. *Stacked*, for soft routes and for compiled or exported graphs: all experts' `down` in
+one product, weights, all `up` in one product; no loop, but a cost that grows with the experts.
 """
 
 import torch
@@ -14,9 +14,6 @@ from torch.nn import functional as F
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
 from loractr.layers.linear import Linear
-
-STACKED_WIDTH = 64
-"""Training takes the stacked kernel while experts x rank stays within this."""
 
 EXPERT_PARAMETERS = ("down", "up", "row_scale", "offset")
 """Names of a bank's parameters; their first axis is the expert."""
@@ -115,17 +112,13 @@ class LowRankLinear(nn.Module):
             return shared + _stacked(x, route.weights, self.down, up, self.offset)
         groups = route.divisions[0]
         self._check(groups.offsets.shape[0] - 2, "rows of {} experts")
-        if torch.compiler.is_compiling() or (self.training and self._narrow):
+        if torch.compiler.is_compiling():
             hot = F.one_hot(groups.expert + 1, self.experts + 1)[:, 1:].to(x.dtype)
             return shared + _stacked(x, hot, self.down, up, self.offset)
         updated: Tensor = _Segments.apply(  # type: ignore[no-untyped-call]
             shared, x, self.down, up, self.offset, groups
         )
         return updated
-
-    @property
-    def _narrow(self) -> bool:
-        return self.experts * self.rank <= STACKED_WIDTH
 
     def _check(self, experts: int, what: str) -> None:
         if experts > self.experts:

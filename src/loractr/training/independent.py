@@ -130,8 +130,9 @@ class IndependentLoop:
         """The rows at `index`, and each row's share of its own domain's mean loss."""
         assert self.division is not None
         batch = collate(self.around.train, index, (self.division,), [len(self.names)])
+        batch = batch.to(self.around.device)
         expert = batch.route.divisions[0].expert
-        weight = torch.ones(len(batch)) if batch.weight is None else batch.weight
+        weight = torch.ones_like(expert) if batch.weight is None else batch.weight
         weight = weight.double()
         total = weight.new_zeros(len(self.names)).index_add_(0, expert, weight)
         return batch, weight / total[expert].clamp(min=1e-12)

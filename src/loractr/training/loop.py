@@ -34,6 +34,11 @@ class Surroundings:
     """Called after each validation and every few minutes."""
     checkpoint_seconds: float
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.head.weight.device
+
 
 class Loop(Protocol):
     """One stage under way; its state can be saved at any step and restored into a new loop."""

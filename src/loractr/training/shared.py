@@ -95,7 +95,8 @@ class SharedLoop:
         self.meter.saw(len(index), float(loss.detach()), epoch)
 
     def _batch(self, index: Index) -> Batch:
-        return collate(self.around.train, index, self.divisions, self.sizes)
+        batch = collate(self.around.train, index, self.divisions, self.sizes)
+        return batch.to(self.around.device)
 
     def _epoch(self, number: int) -> Epoch:
         """Order of the rows in one epoch: a function of seed and number alone."""

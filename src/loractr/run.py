@@ -1,0 +1,252 @@
+"""The whole way as one function: configuration → prepared data → fits → metrics and artifact."""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from loractr.artifact import save
+from loractr.config import RunConfig, dump_config
+from loractr.data.prepare import cached
+from loractr.data.store import Prepared
+from loractr.environment import cache_folder, differences, environment, threads
+from loractr.errors import UsageError, some
+from loractr.evaluation import Metrics, evaluate
+from loractr.predict import assembled_logits, tabulate
+from loractr.training import fit
+from loractr.training.checkpoint import write_file
+from loractr.training.events import Callback
+from loractr.training.fits import Data, Trained, build_model, train
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    thread_count: int | None = None,
+    device: str = "cpu",
+) -> Metrics:
+    """Prepare, train, evaluate, save: everything of one run, into the folder `out`.
+
+    `out` holds config.yaml, history.jsonl, predictions.parquet (test rows), artifact/ and, written
+    last, metrics.json; checkpoint/ while it runs. The same configuration on the same machine gives
+    the same metrics; `resume` continues a run that was killed at any moment.
+
+    Args:
+        config: The run.
+        out: A folder that is empty or does not exist; with `resume`, of the interrupted run.
+        resume: Go on with the run in `out`; one that is finished already is left as it is.
+        callbacks: Called with each event of the training loop.
+        thread_count: Threads to compute with; torch's choice when absent.
+        device: Where the model trains, e.g. "cpu" or "cuda:0".
+
+    Returns: the metrics on test rows.
+
+    Raises:
+        UsageError: `out` is not empty, or holds a run with another configuration.
+        LoractrError: whatever goes wrong on the way.
+    """
+    if _begin(config, out, resume):
+        return _finished(out)
+    with threads(thread_count):
+        started = time.perf_counter()
+        prepared = cached(config.data, cache_folder() / "prepared")
+        seconds = {"prepare": time.perf_counter() - started}
+        _check_environment(out / "checkpoint")
+        started = time.perf_counter()
+        data = Data.of(prepared)
+        trained = train(config, data, out, callbacks=callbacks, device=device)
+        seconds["train"] = time.perf_counter() - started
+        return _conclude(config, data, trained, out, seconds)
+
+
+def run_seeds(
+    config: RunConfig,
+    out: Path,
+    *,
+    seeds: int,
+    jobs: int = 1,
+    resume: bool = False,
+    thread_count: int | None = None,
+) -> list[Metrics]:
+    """The same run with seeds `config.seed`, `config.seed + 1`, …, into out/seed-<seed>.
+
+    Args:
+        config: The run; its data split does not depend on the seed.
+        out: Folder of the runs.
+        seeds: How many, ≥ 1.
+        jobs: Runs side by side, each in a process of its own.
+        resume: Go on where an interrupted call stopped; finished runs are left as they are.
+        thread_count: Threads of each run; with several jobs, 1 when absent.
+
+    Raises:
+        UsageError: `seeds` or `jobs` below 1, or what `run` raises.
+    """
+    if seeds < 1 or jobs < 1:
+        raise UsageError(f"seeds and jobs must be 1 or more, not {seeds} and {jobs}.")
+    if jobs > 1 and thread_count is None:
+        thread_count = 1
+    cached(config.data, cache_folder() / "prepared")  # once, before the runs want it all together
+    tasks = []
+    for seed in range(config.seed, config.seed + seeds):
+        folder = out / f"seed-{seed}"
+        tasks.append((config.model_copy(update={"seed": seed}), folder, resume, thread_count))
+    if jobs == 1:
+        return [_one_seed(*task) for task in tasks]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_one_seed, *zip(*tasks, strict=True)))
+
+
+def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
+    """What a run would be: schema, parameter counts, measured rows/s and a time estimate.
+
+    Prepares the data (kept for the run itself) and trains a copy of the model for a few steps.
+    """
+    data = Data.of(cached(config.data, cache_folder() / "prepared"))
+    model = build_model(config, data)
+    recipe = config.stages() or _first_domain_stages(config, data)
+    batches = math.ceil(len(data.train) / config.training.batch_size)
+    short = {"epochs": min(steps / batches, 1.0), "keep_start": False, "independent": False}
+    probe = recipe[0].model_copy(update={**short, "rows": None, "trains": ("*",)})
+    speed = fit(model, data, (probe,), seed=config.seed).stages[0].rows_per_second
+    epoch = len(data.train) / speed
+    return {
+        "schema": data.schema.model_dump(mode="json"),
+        "rows": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+        "parameters": model.parameter_counts(),
+        "stages": [stage.name for stage in recipe],
+        "rows_per_second": speed,
+        "seconds_per_epoch": epoch,
+        "most_seconds": epoch * sum(stage.epochs for stage in recipe),
+    }
+
+
+def _one_seed(config: RunConfig, folder: Path, resume: bool, thread_count: int | None) -> Metrics:
+    return run(config, folder, resume=resume, thread_count=thread_count)
+
+
+def _first_domain_stages(config: RunConfig, data: Data) -> Any:
+    name = config.method.natural(data.schema)
+    return config.domain_stages(name, data.schema.division(name).domains[0])
+
+
+def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
+    """Make or check the run's folder; whether the run is finished already."""
+    written = out / "config.yaml"
+    if resume and written.exists():
+        before, now = yaml.safe_load(written.read_text()), yaml.safe_load(dump_config(config))
+        if before != now:
+            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            raise UsageError(
+                f"{out} holds a run with another configuration: {some(changed)} differ.",
+                fix="resume with the configuration in its config.yaml, or choose another folder.",
+            )
+        return (out / "metrics.json").exists()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            f"{out} exists and is not empty.",
+            fix="choose another folder, or continue the run in it with --resume.",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(written, dump_config(config).encode())
+    return False
+
+
+def _check_environment(folder: Path) -> None:
+    """Note the environment of the run; warn of every difference to the one it began in."""
+    path, now = folder / "environment.json", environment()
+    if path.exists():
+        for difference in differences(json.loads(path.read_text()), now):
+            log.warning("%s since the run began: weights may differ in their last bits", difference)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps(now).encode())
+
+
+def _finished(out: Path) -> Metrics:
+    log.info("%s is finished already", out)
+    schema = json.loads((out / "artifact" / "schema.json").read_text())
+    divisions = {division["name"]: division["domains"] for division in schema["divisions"]}
+    return evaluate(pl.read_parquet(out / "predictions.parquet"), divisions)
+
+
+def _conclude(
+    config: RunConfig, data: Data, trained: Trained, out: Path, seconds: dict[str, float]
+) -> Metrics:
+    """Score validation and test rows (test for the first and only time), save, write metrics."""
+    validation, test = (_predict(config, data, trained, name) for name in ("validation", "test"))
+    divisions = {division.name: division.domains for division in data.schema.divisions}
+    metrics = evaluate(test, divisions)
+    prepared: Prepared = data.prepared
+    shutil.rmtree(out / "artifact", ignore_errors=True)
+    save(
+        trained.model,
+        data.schema,
+        prepared.encoders,
+        out / "artifact",
+        config=config,
+        domain_models=trained.domain_models,
+        metrics=metrics,
+    )
+    aside = out / ".predictions.parquet.partial"
+    test.write_parquet(aside)
+    aside.replace(out / "predictions.parquet")
+    summary = {
+        "test": metrics.as_dict(),
+        "validation": evaluate(validation, divisions).as_dict(),
+        "selection": _selection(trained),
+        "parameters": _parameters(trained),
+        "seconds": seconds,
+        "rows_per_second": {stage.stage: stage.rows_per_second for stage in trained.results},
+        "optimizer": {stage.stage: stage.optimizer for stage in trained.results},
+        "seed": config.seed,
+        "versions": environment(),
+    }
+    write_file(out / "metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)
+    return metrics
+
+
+def _predict(config: RunConfig, data: Data, trained: Trained, split: str) -> pl.DataFrame:
+    division = config.method.natural(data.schema) if data.schema.divisions else None
+    rows = getattr(data, split)
+    logit = assembled_logits(trained.model, trained.domain_models, rows, data.schema, division)
+    return tabulate(logit, rows, data.schema)
+
+
+def _selection(trained: Trained) -> dict[str, Any]:
+    """What the last stage selected; per domain where each domain selects by itself."""
+    last = trained.results[-1]
+    domains = {
+        name: {"epoch": told.stages[-1].epoch, "metric": told.stages[-1].metric}
+        for name, told in trained.domains.items()
+    }
+    return {
+        "metric": last.metric,
+        "stage": last.stage,
+        "epoch": last.epoch,
+        "kept_start": last.kept_start,
+        "stages": [stage.dump() for stage in trained.base.stages],
+        "domains": domains or last.domains,
+    }
+
+
+def _parameters(trained: Trained) -> dict[str, Any]:
+    """Numbers of parameters of everything that was trained: the shared model, each domain's own."""
+    shared = [trained.model] if trained.base.stages else []
+    counts = [model.parameter_counts() for model in (*shared, *trained.domain_models.values())]
+    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+    return {**totals, "trainable_by_stage": {s.stage: s.trainable for s in trained.results}}

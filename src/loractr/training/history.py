@@ -1,0 +1,43 @@
+"""history.jsonl: every validation of a run, a line each."""
+
+import json
+import os
+from pathlib import Path
+
+from loractr.training.events import Event, Validated
+
+
+class HistoryFile:
+    """history.jsonl: one line per validation, on disk before the checkpoint that counts it.
+
+    Args:
+        path: The file; made when the first line comes.
+        keep: Lines that stay of an earlier, interrupted run; what follows them is cut off.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
+        self.path = path
+        self.fit = "base"
+        """Name of the fit whose lines come now."""
+        self.lines = 0
+        self.cut(keep)
+
+    def cut(self, lines: int) -> None:
+        """Keep the first `lines` lines."""
+        self.lines = lines
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            for _ in range(lines):
+                file.readline()
+            file.truncate()
+
+    def __call__(self, event: Event) -> None:
+        """Write a validation down."""
+        if isinstance(event, Validated):
+            line = json.dumps({"fit": self.fit, **event.dump()}, ensure_ascii=False)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.lines += 1

@@ -162,9 +162,9 @@ def test_every_field_is_a_column_and_the_rating_is_none(folder):
 
 @pytest.mark.real_data
 def test_the_real_files_have_the_published_counts(movielens):
-    start = time.perf_counter()
+    start = time.process_time()
     frame = rows(movielens)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(frame) == 1_000_009
     assert frame["user"].n_unique() == 6_040
     assert round(100 * (frame["rating"] == 5).mean(), 2) == 22.62

@@ -127,6 +127,6 @@ def test_truth_and_label_are_refused_as_inputs_and_the_truth_is_the_oracle():
 
 
 def test_two_hundred_thousand_rows_take_less_than_two_seconds():
-    start = time.perf_counter()
+    start = time.process_time()
     generate(SyntheticOptions())
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

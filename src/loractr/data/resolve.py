@@ -77,7 +77,7 @@ def _field(item: str | Field, table: Table, columns: Collection[str], problems: 
     except ValidationError as error:
         reasons = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
         problems.append(f"data.fields: field {item.name!r}: {reasons}")
-        return item
+        return base
 
 
 def _laid_over(item: Field, base: Field) -> Field:

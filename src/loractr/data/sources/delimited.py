@@ -181,7 +181,8 @@ def _raise_first_unreadable(
     problems = []
     for name, reading in readings.items():
         place = columns.index(name)
-        written = pl.Series([values[place] if values else "" for values in records.values()])
+        values = [record[place] if record else "" for record in records.values()]
+        written = pl.Series(values, dtype=pl.String)
         read = pl.select(reading.parse(pl.lit(written), False)).to_series()
         bad = (read.is_null() & (written != "")).arg_true()
         if len(bad):

@@ -113,20 +113,24 @@ def kind_of(path: Path) -> str:
 
 
 def _scan_parquet(parts: list[Path]) -> pl.LazyFrame:
-    for part in parts:
-        refuse_empty(part)
-        try:
-            schema = pl.read_parquet_schema(part)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"{part} cannot be read as Parquet: {reason}.", fix="write the file again."
-            ) from error
-        _refuse_different(part, schema, parts[0], pl.read_parquet_schema(parts[0]))
+    schemas = [_parquet_schema(part) for part in parts]
+    for part, schema in zip(parts, schemas, strict=True):
+        _refuse_different(part, schema, parts[0], schemas[0])
     frame = pl.scan_parquet(parts, glob=False)
     if not frame.select(pl.len()).collect().item():
         raise DataError(f"{some(parts, 2)} has no rows.", fix="write the file again.")
     return frame
+
+
+def _parquet_schema(part: Path) -> pl.Schema:
+    refuse_empty(part)
+    try:
+        return pl.scan_parquet(part, glob=False).collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{part} cannot be read as Parquet: {reason}.", fix="write the file again."
+        ) from error
 
 
 def _scan_csv(parts: list[Path], numbers: Iterable[str], times: Iterable[str]) -> pl.LazyFrame:
@@ -153,7 +157,10 @@ def _readings(
             for name in numbers
         )
         is_whole: Mapping[str, bool] = whole.collect(engine="streaming").row(0, named=True)
-    except pl.exceptions.PolarsError:  # lines that cannot be read: the check will name the first
+    except (
+        pl.exceptions.PolarsError,
+        OSError,
+    ):  # lines that cannot be read: the check will name the first
         is_whole = dict.fromkeys(numbers, False)
     return readings | {
         name: delimited.WHOLE if is_whole[name] else delimited.NUMBER for name in numbers
@@ -164,7 +171,10 @@ def _time_reading(text: pl.LazyFrame, name: str) -> delimited.Reading:
     """How to read a time column, by its first value; the others must then be like it."""
     try:
         first = text.select(pl.col(name).drop_nulls().first()).collect(engine="streaming").item()
-    except pl.exceptions.PolarsError:  # lines that cannot be read: the check will name the first
+    except (
+        pl.exceptions.PolarsError,
+        OSError,
+    ):  # lines that cannot be read: the check will name the first
         first = None
     if first is not None and re.fullmatch(r"\d{4}-\d{2}-\d{2}", first):
         return delimited.DATE
@@ -176,7 +186,7 @@ def _time_reading(text: pl.LazyFrame, name: str) -> delimited.Reading:
 def _refuse_different(
     part: Path, columns: Mapping[str, object], first: Path, wanted: Mapping[str, object]
 ) -> None:
-    if dict(columns) == dict(wanted):
+    if list(columns.items()) == list(wanted.items()):
         return
     odd = [name for name in {**columns, **wanted} if columns.get(name, "") != wanted.get(name, "")]
     raise DataError(

@@ -127,7 +127,7 @@ def bags(values: pl.Series, field: Field) -> tuple[pl.Series, Positions]:
     lengths = values.list.len().fill_null(0).clip(1).to_numpy()
     offsets = np.zeros(len(values) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    return ids(values.explode(), what), offsets  # explode: null and empty lists give one null
+    return ids(values.explode(empty_as_null=True, keep_nulls=True), what), offsets
 
 
 def at(rows: Positions) -> str:

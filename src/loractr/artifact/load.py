@@ -1,0 +1,134 @@
+"""`load`: an artifact on disk → a `Scorer`."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from loractr.artifact.layout import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    BASE,
+    CONFIG,
+    ENCODERS,
+    SCHEMA,
+    WHOLE_MODEL,
+    Contents,
+)
+from loractr.artifact.scorer import Scorer
+from loractr.artifact.tensors import base_tensors, expert_tensors, fill, read
+from loractr.config import RunConfig, parse_config
+from loractr.data.encode import Encoders
+from loractr.errors import AdapterError, ArtifactError, ConfigError
+from loractr.model import CTRModel, build
+from loractr.schema import Schema
+
+
+def load(path: Path | str) -> Scorer:
+    """Read an artifact that `save` wrote: for the same rows in the same batches, its probabilities
+    are those of the model in memory, bit by bit.
+
+    Every file that is read is first checked against its SHA-256 in the manifest; versions that are
+    not active are not read. Nothing is unpickled.
+
+    Raises:
+        ArtifactError: there is no artifact at `path`; a file of it is missing, truncated or
+            changed; an adapter belongs to another base model; or it is of a format that this
+            version of loractr cannot read.
+    """
+    contents = Contents.open(Path(path))
+    config, schema = _config(contents), _schema(contents)
+    model = _base_model(contents, config, schema)
+    domain_models = _domain_models(contents, model, config, schema)
+    _fill_experts(contents, model, schema)
+    return Scorer(
+        config=config,
+        encoders=_encoders(contents, schema),
+        model=model,
+        domain_models=domain_models,
+    )
+
+
+def _config(contents: Contents) -> RunConfig:
+    try:
+        return parse_config(contents.json(CONFIG))
+    except ConfigError as error:
+        raise _foreign(contents, CONFIG, error) from error
+
+
+def _schema(contents: Contents) -> Schema:
+    try:
+        return Schema.model_validate(contents.json(SCHEMA))
+    except ValidationError as error:
+        raise _foreign(contents, SCHEMA, error) from error
+
+
+def _foreign(contents: Contents, name: str, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{contents.path / name} cannot be used by this version of loractr: {error}",
+        fix="load it with the version of loractr that wrote it.",
+    )
+
+
+def _encoders(contents: Contents, schema: Schema) -> Encoders:
+    for name in contents.manifest.files:
+        if name.startswith(ENCODERS):
+            contents.checked(name)
+    return Encoders.load(contents.path, schema)
+
+
+def _base_model(contents: Contents, config: RunConfig, schema: Schema) -> CTRModel:
+    """The model of `config` in evaluation mode: the saved base, adapters not yet filled."""
+    vectors = {
+        field.name: torch.zeros(field.size, field.embedding_size or config.model.embedding_size)
+        for field in schema.fields
+        if field.pretrained is not None
+    }
+    try:
+        model = build(config, schema, pretrained=vectors)
+    except (ConfigError, AdapterError) as error:
+        raise _foreign(contents, CONFIG, error) from error
+    path = contents.checked(BASE)
+    stored = read(path)
+    if "head.weight" in stored:
+        model.to(stored["head.weight"].dtype)
+    fill(base_tensors(model), path, stored)
+    return model.eval()
+
+
+def _domain_models(
+    contents: Contents, base: CTRModel, config: RunConfig, schema: Schema
+) -> dict[str, CTRModel]:
+    """Domain → its whole model, in evaluation mode."""
+    if not contents.manifest.active.domains:
+        return {}
+    division = schema.division(config.method.natural(schema))
+    models = {}
+    for (_, domain), folder in contents.active("domains", [division]).items():
+        path = contents.checked(f"{folder}/{WHOLE_MODEL}")
+        models[domain] = deepcopy(base)
+        fill(models[domain].state_dict(), path, read(path))
+    return models
+
+
+def _fill_experts(contents: Contents, model: CTRModel, schema: Schema) -> None:
+    """Put every domain's active adapter in its place in the banks."""
+    divisions = [schema.divisions[place] for place in model.divisions]
+    folders = contents.active("adapters", divisions, complete=True)
+    for division in divisions:
+        for expert, domain in enumerate(division.domains):
+            folder = folders[division.name, domain]
+            _check_owner(contents, f"{folder}/{ADAPTER_CONFIG}", division.name, domain)
+            path = contents.checked(f"{folder}/{ADAPTER}")
+            fill(expert_tensors(model, expert), path, read(path))
+
+
+def _check_owner(contents: Contents, name: str, division: str, domain: str) -> None:
+    found = contents.json(name).get("loractr")
+    wanted = {"base": contents.manifest.base, "division": division, "domain": domain}
+    if found != wanted:
+        raise ArtifactError(
+            f"{contents.path / name}: this adapter belongs to {found}, not to {wanted}.",
+            fix="put back the adapter that was trained for this base model, division and domain.",
+        )

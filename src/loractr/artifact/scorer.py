@@ -1,0 +1,99 @@
+"""`Scorer`: a saved model at work. Raw rows in, probabilities out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from loractr.config import RunConfig
+from loractr.data.encode import Encoders
+from loractr.data.rows import Rows
+from loractr.errors import DataError, UsageError
+from loractr.model import CTRModel
+from loractr.predict import assembled_logits, sigmoid
+from loractr.schema import Schema
+
+RawRows = pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
+"""Raw values: a frame, columns by name, or one mapping per row (a key left out is missing)."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A finished model with everything that turns raw rows into its input.
+
+    Nothing in it changes when it scores, so that many threads may share one. A row's domain decides
+    what scores it: the domain's own model or adapter; the backbone alone where the domain was not
+    trained, unless its division says `unseen: error`.
+
+    Args:
+        config: The run that made the model.
+        encoders: Fitted on the training rows; they hold the schema.
+        model: The shared model, in evaluation mode.
+        domain_models: Domain → whole model of its own (methods `single` and `finetune`).
+    """
+
+    config: RunConfig
+    encoders: Encoders
+    model: CTRModel
+    domain_models: Mapping[str, CTRModel]
+
+    @property
+    def schema(self) -> Schema:
+        """The fitted schema."""
+        return self.encoders.schema
+
+    @property
+    def division(self) -> str | None:
+        """Division whose domains have adapters or models of their own, or would have."""
+        return self.config.method.natural(self.schema) if self.schema.divisions else None
+
+    def predict(self, frame: RawRows, *, domain: str | None = None) -> NDArray[np.floating]:
+        """Click probability of each row (N,), in the order given, float32 as the model.
+
+        Args:
+            frame: Raw rows with the columns of all fields and divisions; others are ignored.
+            domain: Score every row as one of this domain; the division's column is not read then.
+
+        Raises:
+            MissingColumnError: a column is not there.
+            UnknownDomainError: `domain` was not trained, or a row's domain was not where its
+                division says `unseen: error`.
+            DataError: values that do not fit the schema.
+            UsageError: `domain` is given for a model without divisions.
+        """
+        table = _frame(frame)
+        if not table.width:  # no rows: an empty list says nothing of its columns
+            return np.zeros(0, dtype=np.float32)
+        forced = {} if domain is None else {self._forced_division(domain): domain}
+        return self.predict_rows(self.encoders.encode(table, domains=forced))
+
+    def predict_rows(self, rows: Rows) -> NDArray[np.floating]:
+        """Click probability of each encoded row (N,), in the order of `rows`."""
+        return sigmoid(self.logits(rows))
+
+    def logits(self, rows: Rows) -> NDArray[np.floating]:
+        """Logit of each encoded row (N,), in the order of `rows`."""
+        return assembled_logits(self.model, self.domain_models, rows, self.schema, self.division)
+
+    def _forced_division(self, domain: str) -> str:
+        if self.division is None:
+            raise UsageError(
+                f"domain={domain!r} was given, but this model was made without divisions.",
+                fix="leave `domain` out.",
+            )
+        return self.division
+
+
+def _frame(rows: RawRows) -> pl.DataFrame:
+    if isinstance(rows, pl.DataFrame):
+        return rows
+    try:
+        return pl.DataFrame(rows, infer_schema_length=None)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"these rows make no table: {error}",
+            fix="give a polars frame, a list of values per column, or a list of one dict per row.",
+        ) from error

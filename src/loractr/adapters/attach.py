@@ -60,8 +60,18 @@ def merge(module: nn.Module, expert: int) -> None:
 
     The merged module scores that expert's rows as the routed one does (to rounding: 1e-5 in
     float32 probabilities, 1e-10 in float64) at the cost of the backbone alone.
+
+    Raises:
+        AdapterError: a layer has no such expert; nothing is changed then.
     """
-    for name, layer in list(adapted(module)):
+    layers = list(adapted(module))
+    for name, layer in layers:
+        if not 0 <= expert < layer.experts:
+            raise AdapterError(
+                f"{name!r} has no expert {expert}; it has 0 to {layer.experts - 1}.",
+                fix="use detach for the backbone alone.",
+            )
+    for name, layer in layers:
         up = layer.up if layer.row_scale is None else layer.up * layer.row_scale.unsqueeze(-1)
         plain = layer.base
         with torch.no_grad():

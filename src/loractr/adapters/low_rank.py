@@ -3,12 +3,13 @@
 Two kernels with one meaning. *Segments*, for hard routes: rows grouped by expert, one pair of small
 products per expert that has rows, written in place. Its cost hardly grows with the number of
 experts, and a row's result does not depend on which other experts the bank holds, so domains live
-and die alone. *Stacked*, for soft routes and for compiled or exported graphs: all experts' `down` in
-one product, weights, all `up` in one product; no loop, but a cost that grows with the experts.
+and die alone. *Stacked*, for soft routes and for compiled or exported graphs: all experts' `down`
+in one product, weights, all `up` in one product; no loop, but a cost that grows with the experts.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from loractr.batch import Groups, Route
@@ -43,7 +44,7 @@ class LowRankLinear(nn.Module):
 
     Shapes: x (N, in) -> (N, out).
     Raises: AdapterError (a ValueError): `experts` or `rank` is out of range; at call, a route that
-        names an expert that the bank does not have.
+        names an expert that the bank does not have, or soft weights for another number of experts.
     Source: Yang et al., MLoRA, RecSys 2024, doi:10.1145/3640457.3688134 (no row scale);
         Song et al., MultiLoRA, CIKM 2024, eq. 7-8 (row scale and offset).
     """
@@ -108,7 +109,7 @@ class LowRankLinear(nn.Module):
             return shared
         up = self.up if self.row_scale is None else self.up * self.row_scale.unsqueeze(-1)
         if route.weights is not None:
-            self._check(route.weights.shape[1], "weights for {} experts")
+            self._check(route.weights.shape[1], "weights for {} experts", exact=True)
             return shared + _stacked(x, route.weights, self.down, up, self.offset)
         groups = route.divisions[0]
         self._check(groups.offsets.shape[0] - 2, "rows of {} experts")
@@ -120,8 +121,8 @@ class LowRankLinear(nn.Module):
         )
         return updated
 
-    def _check(self, experts: int, what: str) -> None:
-        if experts > self.experts:
+    def _check(self, experts: int, what: str, *, exact: bool = False) -> None:
+        if experts > self.experts or (exact and experts < self.experts):
             raise AdapterError(
                 f"the route has {what.format(experts)}, this bank has {self.experts}."
             )
@@ -175,6 +176,7 @@ class _Segments(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
     ) -> tuple[Tensor | None, ...]:

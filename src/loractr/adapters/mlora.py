@@ -3,6 +3,7 @@
 Source: Yang et al., MLoRA, RecSys 2024, doi:10.1145/3640457.3688134.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from loractr.adapters.attach import attach
 from loractr.adapters.low_rank import EXPERT_PARAMETERS, LowRankLinear
-from loractr.errors import AdapterError
+from loractr.errors import AdapterError, some
 from loractr.layers.linear import Linear
 from loractr.method import Method
 from loractr.schema import Record, Schema
@@ -59,6 +60,19 @@ class Rank(Record):
             )
         return rank
 
+    def check(self, layers: Sequence[str]) -> None:
+        """Check that each of several fixed ranks has found its layer.
+
+        Raises:
+            AdapterError: more ranks listed than layers adapted.
+        """
+        if isinstance(self.fixed, tuple) and len(self.fixed) != len(layers):
+            raise AdapterError(
+                f"rank.fixed lists {len(self.fixed)} ranks, but {len(layers)} layers are adapted:"
+                f" {some(layers)}.",
+                fix="list one rank for each adapted layer, or give a single number.",
+            )
+
 
 class MLoRA(Method):
     """One expert per domain beside each target layer: y = W x + b + up_d down_d x + offset_d."""
@@ -74,6 +88,12 @@ class MLoRA(Method):
     """A trained bias per domain; MLoRA has it."""
     recipe: Literal["joint", "two_stage"] = "joint"
     """joint: all from scratch. two_stage: the backbone first, then experts on a frozen backbone."""
+
+    @model_validator(mode="after")
+    def _one_division(self) -> Self:
+        if len(self.divisions) > 1:
+            raise ValueError(f"mlora works on one division, not on {', '.join(self.divisions)}")
+        return self
 
     def attach(
         self, backbone: nn.Module, schema: Schema, generator: torch.Generator
@@ -95,6 +115,7 @@ class MLoRA(Method):
             )
 
         attach(backbone, self.targets, wrap)
+        self.rank.check(places)
         return (division,)
 
     def stages(self, base: Stage) -> tuple[Stage, ...]:

@@ -1,6 +1,7 @@
-"""What all tests share: one thread, and the folder of real data."""
+"""What all tests share: one thread, a cache of their own, the folder of real data."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ os.environ["MKL_NUM_THREADS"] = "1"
 REAL_DATA = Path(
     os.environ.get("LORACTR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data sets of the tests are kept apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORACTR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from loractr.evaluation import comparison_table, division_table, evaluate
+from loractr.evaluation import comparison_table, division_table, evaluate, runs_table
 
 
 @pytest.fixture
@@ -61,3 +61,28 @@ def test_every_row_is_as_long_as_the_header(table):
         comparison_table({"one": evaluate(table, TABS)}, "tab"),
     ):
         assert {len(row) for row in shown.rows} == {len(shown.columns)}
+
+
+def test_runs_have_a_line_each_then_mean_and_deviation(table):
+    def run(*probabilities):
+        return evaluate(table.with_columns(probability=pl.Series(probabilities)), TABS)
+
+    shown = runs_table({"seed-0": run(0.75, 0.5, 0.5, 0.25), "seed-1": run(0.1, 0.2, 0.3, 0.4)})
+    assert shown.columns == ("run", "WAUC", "mean AUC", "pooled AUC", "log loss")
+    assert [row[:4] for row in shown.rows] == [
+        ("seed-0", "1.0000", "1.0000", "0.8750"),
+        ("seed-1", "0.0000", "0.0000", "0.2500"),
+        ("mean", "0.5000", "0.5000", "0.5625"),
+        ("standard deviation", "0.7071", "0.7071", "0.4419"),  # 1 / √2, 0.625 / √2
+    ]
+
+
+def test_one_run_has_no_deviation_and_no_divisions_no_wauc(table):
+    shown = runs_table({"seed-0": evaluate(table, [])})
+    assert [row[:4] for row in shown.rows] == [("seed-0", "–", "–", "0.8750")]
+
+
+def test_the_mean_of_an_undefined_number_is_undefined(table):
+    one_class = table.filter(label=1)
+    shown = runs_table({"a": evaluate(table, TABS), "b": evaluate(one_class, TABS)})
+    assert shown.rows[2][:4] == ("mean", "–", "–", "–")

@@ -9,7 +9,7 @@ from loractr.evaluation.predictions import (
     PooledMetrics,
     evaluate,
 )
-from loractr.evaluation.report import Table, comparison_table, division_table
+from loractr.evaluation.report import Table, comparison_table, division_table, runs_table
 
 __all__ = [
     "DivisionMetrics",
@@ -26,6 +26,7 @@ __all__ = [
     "gauc",
     "log_loss",
     "mean_auc",
+    "runs_table",
     "score",
     "wauc",
 ]

@@ -1,7 +1,8 @@
 """`Metrics` → a table of text, for whatever shows it: a terminal, Markdown, HTML."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 
 from loractr.evaluation.predictions import DivisionMetrics, DomainMetrics, Metrics
 
@@ -53,9 +54,39 @@ def comparison_table(results: Mapping[str, Metrics], division: str) -> Table:
     )
 
 
+def runs_table(results: Mapping[str, Metrics]) -> Table:
+    """One line a run (name → metrics), e.g. one a seed; then mean and standard deviation (n - 1).
+
+    WAUC and mean AUC are those of the natural (first) division.
+    """
+    lines = {name: _headline(metrics) for name, metrics in results.items()}
+    columns = list(zip(*lines.values(), strict=True))
+    if len(lines) > 1:
+        lines["mean"] = [_statistic(mean, column) for column in columns]
+        lines["standard deviation"] = [_statistic(stdev, column) for column in columns]
+    return Table(
+        title="runs",
+        columns=("run", "WAUC", "mean AUC", "pooled AUC", "log loss"),
+        rows=tuple((name, *map(number, line)) for name, line in lines.items()),
+    )
+
+
 def number(value: float | None) -> str:
     """Four places, or a dash."""
     return ABSENT if value is None else f"{value:.4f}"
+
+
+def _headline(metrics: Metrics) -> list[float | None]:
+    natural = next(iter(metrics.divisions.values()), None)
+    of_domains = [natural.wauc, natural.mean_auc] if natural else [None, None]
+    return [*of_domains, metrics.pooled.auc, metrics.pooled.log_loss]
+
+
+def _statistic(
+    of: Callable[[Sequence[float]], float], values: Sequence[float | None]
+) -> float | None:
+    known = [value for value in values if value is not None]
+    return of(known) if len(known) == len(values) else None
 
 
 def _aucs(metrics: Metrics, division: str) -> list[float | None]:

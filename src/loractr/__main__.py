@@ -1,0 +1,5 @@
+"""`python -m loractr` is the command `loractr`."""
+
+from loractr.cli import main
+
+main()

@@ -1,0 +1,56 @@
+"""`loractr evaluate`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from loractr.cli.console import show, show_json
+from loractr.cli.options import ArtifactFolder, AsJson, DataPath
+from loractr.errors import UsageError, some
+
+
+class Split(StrEnum):
+    """Rows of a prepared data set."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+def evaluate(
+    artifact: ArtifactFolder,
+    data: DataPath,
+    *,
+    by: Annotated[
+        str | None, typer.Option(metavar="DIVISION", help="Show this division only.")
+    ] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Rows of a prepared data set; test when absent.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score labelled rows with ARTIFACT and print AUC and log loss per domain."""
+    from loractr.artifact import load
+    from loractr.cli.scoring import is_prepared, predictions, prepared_rows, raw_rows
+    from loractr.evaluation import division_table, runs_table
+    from loractr.evaluation import evaluate as measure
+
+    scorer = load(artifact)
+    divisions = {division.name: division.domains for division in scorer.schema.divisions}
+    if by is not None:
+        if by not in divisions:
+            raise UsageError(f"the artifact has no division {by!r}; it has {some(divisions)}.")
+        divisions = {by: divisions[by]}
+    if is_prepared(data):
+        rows = prepared_rows(scorer, data, split or Split.TEST)
+    elif split is not None:
+        raise UsageError(f"{data} has no splits.", fix="leave --split out, or name prepared data.")
+    else:
+        rows = scorer.encoders.encode(raw_rows(scorer, data), outcomes=True)
+    metrics = measure(predictions(scorer, rows), divisions)
+    if as_json:
+        show_json(metrics.as_dict())
+    else:
+        tables = [division_table(metrics, name) for name in divisions]
+        show(tables or [runs_table({artifact.name: metrics})])

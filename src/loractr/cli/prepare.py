@@ -1,0 +1,36 @@
+"""`loractr prepare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loractr.cli.console import say, show, show_json
+from loractr.cli.options import AsJson, ConfigFile, Overrides
+
+
+def prepare(
+    config: ConfigFile,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; the cache that `train` uses when absent."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn raw files into a prepared data set: packed columns, vocabularies, manifest."""
+    from loractr.cli.describe import prepared_json, prepared_tables
+    from loractr.config import load_config
+    from loractr.data.prepare import cached
+    from loractr.data.prepare import prepare as prepare_into
+    from loractr.environment import cache_folder
+
+    data = load_config(config, overrides or ()).data
+    kept = cache_folder() / "prepared"
+    prepared = cached(data, kept) if out is None else prepare_into(data, out)
+    if as_json:
+        show_json(prepared_json(prepared))
+    else:
+        show(prepared_tables(prepared))
+        say(f"prepared data: {prepared.path}")

@@ -1,0 +1,121 @@
+"""`loractr train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loractr.cli.console import say, show, show_json
+from loractr.cli.options import AsJson, ConfigFile, Overrides
+from loractr.errors import UsageError
+
+if TYPE_CHECKING:
+    from loractr.config import RunConfig
+
+
+def train(
+    config: ConfigFile,
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Folder of the run; new or empty.")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Train with this many seeds, into RUN/seed-….")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="With --seeds: runs side by side.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run would be; needs no RUN.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:0, …")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Prepare, train, evaluate, save: raw files in, RUN with metrics and artifact out."""
+    from loractr.config import load_config
+
+    loaded = load_config(config, overrides or ())
+    if dry_run:
+        _plan(loaded, threads, as_json=as_json)
+        return
+    if out is None:
+        raise UsageError("train needs a folder for the run.", fix="add --out RUN.")
+    if seeds is None:
+        if jobs is not None:
+            raise UsageError(f"--jobs {jobs} means nothing for one run.", fix="add --seeds N.")
+        _one(loaded, out, resume=resume, threads=threads, device=device, as_json=as_json)
+        return
+    if device != "cpu":
+        raise UsageError(
+            f"--seeds trains on the cpu, not on {device!r}.", fix="train one seed at a time."
+        )
+    _several(loaded, out, seeds, jobs or 1, resume=resume, threads=threads, as_json=as_json)
+
+
+def _one(
+    config: "RunConfig",
+    out: Path,
+    *,
+    resume: bool,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    from loractr.evaluation import division_table, runs_table
+    from loractr.run import run
+    from loractr.tracking import ProgressBar
+
+    with ProgressBar() as bar:
+        metrics = run(
+            config, out, resume=resume, callbacks=(bar,), thread_count=threads, device=device
+        )
+    if as_json:
+        show_json(_written(out))
+        return
+    tables = [division_table(metrics, name) for name in metrics.divisions]
+    show(tables or [runs_table({out.name: metrics})])
+    say(f"run: {out}\nartifact: {out / 'artifact'}")
+
+
+def _several(
+    config: "RunConfig",
+    out: Path,
+    seeds: int,
+    jobs: int,
+    *,
+    resume: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    from loractr.evaluation import runs_table
+    from loractr.run import run_seeds
+
+    results = run_seeds(config, out, seeds=seeds, jobs=jobs, resume=resume, thread_count=threads)
+    names = [f"seed-{config.seed + place}" for place in range(seeds)]
+    if as_json:
+        show_json({name: _written(out / name) for name in names})
+        return
+    show([runs_table(dict(zip(names, results, strict=True)))])
+    say(f"runs: {out}")
+
+
+def _plan(config: "RunConfig", threads: int | None, *, as_json: bool) -> None:
+    from loractr import environment
+    from loractr.cli.describe import plan_tables
+    from loractr.run import dry_run
+
+    with environment.threads(threads):
+        plan = dry_run(config)
+    if as_json:
+        show_json(plan)
+    else:
+        show(plan_tables(plan))
+
+
+def _written(run: Path) -> Any:
+    import json
+
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))

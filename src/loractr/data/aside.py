@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loractr.errors import DataError
+from loractr.errors import DataError, LoractrError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def written_aside(out: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             raise
     except OSError as error:
-        if isinstance(error, DataError):
+        if isinstance(error, LoractrError):
             raise
         raise _unwritable(out, error) from error
 

@@ -62,6 +62,7 @@ def test_a_bug_of_ours_is_not_dressed_up():
         "train --nope",
         "train no-such.yaml --out run",
         "inspect no-such",
+        "data nope",
     ],
 )
 def test_bad_usage_has_status_2_and_says_why(line):
@@ -72,7 +73,7 @@ def test_bad_usage_has_status_2_and_says_why(line):
 
 
 def test_help_of_every_verb_is_there():
-    for verb in ("prepare", "train", "evaluate", "predict", "inspect"):
+    for verb in ("demo", "prepare", "train", "evaluate", "predict", "inspect", "data"):
         result = CliRunner().invoke(app, [verb, "--help"])
         assert result.exit_code == 0
         assert "Usage" in result.stdout

@@ -7,12 +7,15 @@ Exit status: 0 on success, 2 on bad usage or configuration, 1 on any other failu
 import errno
 import os
 import sys
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from loractr.cli import data
 from loractr.cli.console import log_to_terminal, say
+from loractr.cli.demo import demo
 from loractr.cli.evaluate import evaluate
 from loractr.cli.inspect import inspect
 from loractr.cli.predict import predict
@@ -50,15 +53,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (prepare, train, evaluate, predict, inspect):
+for verb in (demo, prepare, train, evaluate, predict, inspect):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 
 
 def _version(asked: bool) -> None:
     if asked:
-        from loractr import __version__
-
-        typer.echo(f"loractr {__version__}")
+        typer.echo(f"loractr {version('loractr')}")
         raise typer.Exit
 
 

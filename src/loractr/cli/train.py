@@ -103,11 +103,11 @@ def _several(
 
 
 def _plan(config: "RunConfig", threads: int | None, *, as_json: bool) -> None:
-    from loractr import environment
     from loractr.cli.describe import plan_tables
+    from loractr.environment import threads as computing_with
     from loractr.run import dry_run
 
-    with environment.threads(threads):
+    with computing_with(threads):
         plan = dry_run(config)
     if as_json:
         show_json(plan)

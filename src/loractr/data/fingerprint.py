@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loractr.data.config import DataConfig
+from loractr.data.sources import table
 from loractr.data.store import FORMAT
 from loractr.schema import Schema
 
@@ -30,18 +31,22 @@ def cache_key(config: DataConfig, schema: Schema | None, source: list[dict[str, 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def fingerprint(path: Path | None) -> list[dict[str, Any]]:
-    """Name, size, and content hash or time of change, of the file or of all files under `path`."""
+def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
+    """Name, size, and content hash or time of change, of each file that the source may read: the
+    file itself, those of the folder, or those that the pattern means."""
+    path = config.path
     if path is None:
         return []
-    root = path if path.is_dir() else path.parent
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [{"file": file.relative_to(root).as_posix(), **_state(file)} for file in files]
+    if config.source == "table":
+        files = table.files(path)
+    elif path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    else:
+        files = [path] if path.is_file() else []  # the source will say what is missing
+    return [{"file": file.name, **_state(file)} for file in files]
 
 
 def _state(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {"bytes": None}  # the source will say what is missing
     status = file.stat()
     if status.st_size > HASHED_BYTES:
         return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}

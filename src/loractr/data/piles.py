@@ -1,17 +1,19 @@
 """Rows in a uniformly random order, in bounded memory: each row is thrown on one of K piles on
 disk at random, then each pile is shuffled in memory; the piles follow one another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loractr.data.rows import FIXED, Rows
+from loractr.data.canonical import Positions
+from loractr.data.rows import FIXED, Rows, take_bags
 
-PILE_BYTES = 1 << 27
+PILE_BYTES = 1 << 25
 """Size of a pile, on average."""
+_MOST_PILES = 4096  # 128 GiB; beyond, piles grow
 
 
 class Piles:
@@ -26,21 +28,23 @@ class Piles:
 
     def __init__(self, scratch: Path, like: Rows, total_bytes: int, seed: int) -> None:
         self.scratch, self.like = scratch, like
-        self.count = max(1, -(-total_bytes // PILE_BYTES))
+        self.count = min(max(1, -(-total_bytes // PILE_BYTES)), _MOST_PILES)
         self.rng = np.random.default_rng([seed, 1])  # another stream than the split's own
         self.record = record_type(like)
 
-    def throw(self, rows: Rows) -> None:
-        """Throw rows on piles at random."""
-        pile = self.rng.integers(self.count, size=len(rows))
-        order = np.argsort(pile, kind="stable")
-        dealt, bounds = rows.take(order), np.searchsorted(pile[order], np.arange(self.count + 1))
-        records = self._records(dealt)
+    def throw(self, rows: Rows, where: Positions) -> None:
+        """Throw the rows at `where` (K,) on piles at random."""
+        pile = self.rng.integers(self.count, size=len(where), dtype=np.uint16)
+        order = np.argsort(pile, kind="stable")  # 16 bits: by radix
+        bounds = np.searchsorted(pile[order], np.arange(self.count + 1))
+        where = where[order]
+        bags = [take_bags(*bags, where) for bags in rows.sequences.values()]
+        records = self._records(rows, where, [offsets for _, offsets in bags])
         for number, (start, stop) in enumerate(pairwise(bounds)):
             if start == stop:
                 continue
             _append(self._path(number), records[start:stop])
-            for index, (values, offsets) in enumerate(dealt.sequences.values()):
+            for index, (values, offsets) in enumerate(bags):
                 _append(self._path(number, index), values[offsets[start] : offsets[stop]])
 
     def __iter__(self) -> Iterator[Rows]:
@@ -50,14 +54,16 @@ class Piles:
                 pile = self._read(number)
                 yield pile.take(self.rng.permutation(len(pile)))
 
-    def _records(self, rows: Rows) -> NDArray[np.void]:
-        records = np.empty(len(rows), dtype=self.record)
+    def _records(
+        self, rows: Rows, where: Positions, offsets: Sequence[Positions]
+    ) -> NDArray[np.void]:
+        records = np.empty(len(where), dtype=self.record)
         for name in FIXED:
             column = getattr(rows, name)
             if column is not None:
-                records[name] = column
-        for index, (_, offsets) in enumerate(rows.sequences.values()):
-            records[f"length {index}"] = np.diff(offsets)
+                records[name] = column[where]
+        for index, bounds in enumerate(offsets):
+            records[f"length {index}"] = np.diff(bounds)
         return records
 
     def _read(self, number: int) -> Rows:

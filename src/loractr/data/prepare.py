@@ -74,7 +74,7 @@ def prepare(
     """
     if frame is not None and schema is None:
         raise UsageError("a frame was given without a schema.", fix="pass schema=Schema(...) too.")
-    source = [] if frame is not None else fingerprint(config.path)
+    source = [] if frame is not None else fingerprint(config)
     key = None if frame is not None else cache_key(config, schema, source)
     if (found := _reusable(out, key)) is not None:
         log.info("%s: prepared before from the same configuration and files; used again", out)
@@ -95,7 +95,7 @@ def cached(config: DataConfig, directory: Path) -> Prepared:
         config: The `data` section.
         directory: The cache, made when it is not there.
     """
-    key = cache_key(config, None, fingerprint(config.path))
+    key = cache_key(config, None, fingerprint(config))
     return prepare(config, directory / key[:32])
 
 
@@ -226,9 +226,9 @@ class _Preparation:
             if output is None:
                 output = self._output(encoded, int((codes == split.TRAIN).sum()))
             for code, name in enumerate(SPLITS):
-                part = encoded.take(np.flatnonzero(codes[rows] == code))
-                tallies[name].add(part)
-                output.add(name, part)
+                where = np.flatnonzero(codes[rows] == code)
+                tallies[name].add(encoded, where)
+                output.add(name, encoded, where)
         assert output is not None  # a staged table has rows
         output.close()
         return tallies
@@ -250,11 +250,11 @@ class _Output:
         self._writers = {name: SplitWriter(directory / name, none) for name in SPLITS}
         self._piles = Piles(scratch, none, int(train_rows * row_bytes), seed)
 
-    def add(self, name: str, rows: Rows) -> None:
+    def add(self, name: str, rows: Rows, where: canonical.Positions) -> None:
         if name == "train":
-            self._piles.throw(rows)
+            self._piles.throw(rows, where)
         else:
-            self._writers[name].append(rows)
+            self._writers[name].append(rows.take(where))
 
     def close(self) -> None:
         for pile in self._piles:

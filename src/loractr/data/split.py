@@ -254,13 +254,17 @@ def _draw(strata: Iterable[tuple[Positions, Counts]], left: Counts, seed: int, t
     """
     rng = np.random.default_rng(seed)
     left = left.copy()
+    narrow = np.min_scalar_type(len(left))  # 16 bits or fewer are sorted by radix
     found = np.full(total, DROPPED, dtype=np.uint8)
     for where, stratum in strata:
-        present, inverse, count = np.unique(stratum, return_inverse=True, return_counts=True)
+        counts = np.bincount(stratum, minlength=len(left))
+        present = np.flatnonzero(counts)
+        count = counts[present]
         train = rng.hypergeometric(left[present, 0], left[present, 1:].sum(axis=1), count)
         validation = rng.hypergeometric(left[present, 1], left[present, 2], count - train)
         left[present] -= np.stack([train, validation, count - train - validation], axis=1)
-        order = np.lexsort((rng.random(len(stratum)), inverse))
+        order = rng.permutation(len(stratum))
+        order = order[np.argsort(stratum[order].astype(narrow), kind="stable")]
         rank = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
         found[where[order]] = (rank >= np.repeat(train, count)).astype(np.uint8) + (
             rank >= np.repeat(train + validation, count)

@@ -44,11 +44,10 @@ class Staged:
             for part in _equal(file, list(dict.fromkeys(columns))):
                 rows = np.arange(start, start + len(part), dtype=np.int64)
                 start += len(part)
-                if keep is None:
-                    yield rows, part
-                else:
-                    mask = keep[rows]
-                    yield rows[mask], part.filter(mask)
+                mask = None if keep is None else keep[rows]
+                yield (
+                    (rows, part) if mask is None or mask.all() else (rows[mask], part.filter(mask))
+                )
 
 
 def stage(source: pl.LazyFrame, columns: Sequence[str], path: Path) -> Staged:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loractr.data.canonical import Positions
 from loractr.data.rows import Rows
 from loractr.schema import Division
 
@@ -21,12 +22,12 @@ class Tally:
         self.rows = np.zeros(2, dtype=np.int64)  # by label
         self.domains = [np.zeros((len(d.domains) + 1, 2), dtype=np.int64) for d in divisions]
 
-    def add(self, rows: Rows) -> None:
-        """Count further rows."""
+    def add(self, rows: Rows, where: Positions) -> None:
+        """Count the rows at `where` (K,)."""
         assert rows.label is not None
-        label = rows.label.astype(np.int64)
+        label = rows.label[where].astype(np.int64)
         self.rows += np.bincount(label, minlength=2)
-        for counts, domain in zip(self.domains, rows.domains.T, strict=True):
+        for counts, domain in zip(self.domains, rows.domains[where].T, strict=True):
             cell = (domain.astype(np.int64) + 1) * 2 + label
             counts[:] += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
 

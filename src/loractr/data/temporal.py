@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from datetime import date, datetime
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -47,7 +48,8 @@ def keys(values: pl.Series, rows: Positions) -> Keys:
 
 
 def moment(value: Moment, dtype: pl.DataType, column: str) -> int:
-    """Least key that a moment of a column of type `dtype` may have from `value` on.
+    """Least key that a moment of a column of type `dtype` may have from `value` on. ISO text
+    without a zone is in the zone of the column, UTC where it has none.
 
     Raises:
         ConfigError: `value` is no moment of that type.
@@ -57,31 +59,32 @@ def moment(value: Moment, dtype: pl.DataType, column: str) -> int:
         fix="give a number for a column of numbers, ISO text like '2022-05-07' for dates.",
     )
     try:
-        literal = _literal(value, dtype)
-    except (ValueError, TypeError) as error:
+        if isinstance(dtype, pl.Date | pl.Datetime):
+            return _integer_key(_ticks(str(value), dtype))
+        if isinstance(value, str) or value is None:
+            raise wrong
+        if dtype.is_integer():
+            return _integer_key(math.ceil(value))
+    except ValueError as error:
         raise wrong from error
-    series = pl.Series(column, [literal])
-    if isinstance(dtype, pl.Datetime):
-        zone = getattr(dtype, "time_zone", None)
-        series = series.cast(pl.Datetime(dtype.time_unit)).dt.replace_time_zone(zone)
-    return int(keys(series.cast(dtype), np.zeros(1, dtype=np.int64))[0])
+    return int(keys(pl.Series(column, [value], dtype=pl.Float64), np.zeros(1, dtype=np.int64))[0])
 
 
-def _literal(value: Moment, dtype: pl.DataType) -> int | float | date | datetime:
-    if dtype in (pl.Date, pl.Datetime):
-        if not isinstance(value, str):
-            raise TypeError
-        when = datetime.fromisoformat(value)
-        if dtype == pl.Date:
-            if when != datetime.combine(when.date(), datetime.min.time()):
-                raise ValueError
-            return when.date()
-        if when.tzinfo is not None:
-            raise ValueError
-        return when
-    if isinstance(value, str) or value is None:
-        raise TypeError
-    return math.ceil(value) if dtype.is_integer() else float(value)
+def _integer_key(value: int) -> int:
+    return value + (1 << 63)
+
+
+def _ticks(text: str, dtype: pl.Date | pl.Datetime) -> int:
+    """Days or, by the column's unit, milli-, micro- or nanoseconds since 1970, rounded up."""
+    when = datetime.fromisoformat(text)
+    zone = dtype.time_zone if isinstance(dtype, pl.Datetime) else None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=ZoneInfo(zone or "UTC"))
+    since = when - datetime(1970, 1, 1, tzinfo=UTC)
+    if isinstance(dtype, pl.Date):
+        return -(-since // timedelta(days=1))
+    nanoseconds = since // timedelta(microseconds=1) * 1000
+    return -(-nanoseconds // {"ms": 1_000_000, "us": 1000, "ns": 1}[dtype.time_unit])
 
 
 def cuts(times: Callable[[], Iterator[Keys]], wanted: list[int], total: int) -> list[int]:

@@ -187,9 +187,9 @@ def _conclude(
     config: RunConfig, data: Data, trained: Trained, out: Path, seconds: dict[str, float]
 ) -> Metrics:
     """Score validation and test rows (test for the first and only time), save, write metrics."""
-    validation, test = (_predict(config, data, trained, name) for name in ("validation", "test"))
+    scored = {name: _predict(config, data, trained, name) for name in ("test", "validation")}
     divisions = {division.name: division.domains for division in data.schema.divisions}
-    metrics = evaluate(test, divisions)
+    metrics = {name: evaluate(table, divisions) for name, table in scored.items()}
     prepared: Prepared = data.prepared
     shutil.rmtree(out / "artifact", ignore_errors=True)
     save(
@@ -202,11 +202,10 @@ def _conclude(
         metrics=metrics,
     )
     aside = out / ".predictions.parquet.partial"
-    test.write_parquet(aside)
+    scored["test"].write_parquet(aside)
     aside.replace(out / "predictions.parquet")
     summary = {
-        "test": metrics.as_dict(),
-        "validation": evaluate(validation, divisions).as_dict(),
+        **{name: found.as_dict() for name, found in metrics.items()},
         "selection": _selection(trained),
         "parameters": _parameters(trained),
         "seconds": seconds,
@@ -217,7 +216,7 @@ def _conclude(
     }
     write_file(out / "metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
     shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    return metrics
+    return metrics["test"]
 
 
 def _predict(config: RunConfig, data: Data, trained: Trained, split: str) -> pl.DataFrame:

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import Field as Bound
-from pydantic import NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from loractr.adapters.mlora import MLoRA
 from loractr.backbones.config import ModelConfig
@@ -33,6 +40,11 @@ MethodConfig = Annotated[Mix | Single | Finetune | MLoRA, Bound(discriminator="n
 
 class StageSettings(Settings):
     """Settings that one stage has of its own; what is not written comes from `training`."""
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A default written out would override `training` when it is read again."""
+        return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
 
 
 class TrainingConfig(Settings):
@@ -77,17 +89,20 @@ class RunConfig(Record):
         return self._with_own_settings(self.method.domain_stages(self._base(), division, domain))
 
     def check_stages(self) -> None:
-        """Check that every stage of `training.stages` is part of the recipe (ConfigError)."""
-        stages = (
-            *self.method.stages(self._base()),
-            *self.method.domain_stages(self._base(), "", ""),
-        )
+        """Check that every stage of `training.stages` is part of the recipe, and that the settings
+        of each stage can be had together (ConfigError)."""
+        stages = (*self.stages(), *self.domain_stages("", ""))
         names = [stage.name for stage in stages]
         known = some(names)
         problems = [
             f"training.stages: method {self.method.name!r} has no stage {name!r}; it has {known}"
             for name in self.training.stages
             if name not in names
+        ]
+        problems += [
+            f"training, in stage {stage.name!r}: {conflict}"
+            for stage in stages
+            for conflict in stage.conflicts()
         ]
         if problems:
             raise ConfigError(problems)
@@ -135,16 +150,26 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_problems(error)) from None
+        raise ConfigError(_problems(error, values)) from None
     config.check_stages()
     return config
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML: every setting, defaults included."""
-    return yaml.safe_dump(
-        config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
-    )
+    """The resolved configuration as YAML: every setting, defaults included.
+
+    Of a field and of a stage only what was written: the rest comes from the source and from
+    `training`, and must come from there when the text is read again.
+    """
+    values = config.model_dump(mode="json", exclude_none=True)
+    training = config.training.model_dump(mode="json")
+    values["training"]["stages"] = training["stages"]  # here null is a choice
+    if config.data.fields is not None:
+        values["data"]["fields"] = [
+            one if isinstance(one, str) else one.model_dump(mode="json", exclude_unset=True)
+            for one in config.data.fields
+        ]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -163,54 +188,93 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError([f"--set {override!r}: {text!r} is not valid YAML"]) from error
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
+_QUOTE = "'"
+_SETTINGS = "expected settings, as `key: value`"
+_WORDS = {
+    "dict_type": _SETTINGS,
+    "model_type": _SETTINGS,
+    "model_attributes_type": _SETTINGS,
+    "tuple_type": "expected a list",
+    "path_type": "expected a path",
+}
+"""pydantic's own messages, where they speak of classes."""
+
+
+def _problems(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
+    """One line for each place, in the words of the file.
+
+    Where a value may be of several kinds, pydantic reports what each of them finds wrong: the kind
+    that got deepest is the one that was meant; of equally deep ones all are told.
+    """
+    found: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
-        place, owners = _locate(item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = sorted({name for owner in owners for name in owner.model_fields})
-            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-            yield f"{place}: unknown key; {hint}"
-        elif item["type"] == "missing":
-            yield f"{place}: missing"
-        elif item["type"] == "value_error":
-            yield f"{place or 'config'}: {item['ctx']['error']}"
-        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            yield _bad_tag(place, item)
-        else:
-            yield f"{place}: {_lower(item['msg'])}, not {item['input']!r}"
+        place, message = _problem(item, values)
+        found.setdefault(place, []).append(message)
+    for place, messages in found.items():
+        if not any(other.startswith(f"{place}.") for other in found):
+            yield f"{place}: {'; or '.join(dict.fromkeys(messages))}"
 
 
-def _bad_tag(place: str, item: Any) -> str:
-    key = str(item["ctx"]["discriminator"]).strip("'")
+def _problem(item: Any, values: dict[str, Any]) -> tuple[str, str]:
+    """Place and message of one of pydantic's errors."""
+    place, owners = _locate(item["loc"], values, missing=item["type"] == "missing")
+    if item["type"] == "extra_forbidden":
+        known = sorted({name for owner in owners for name in owner.model_fields})
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return place, f"unknown key; {hint}"
+    if item["type"] == "missing":
+        return place, "missing"
+    if item["type"] == "value_error":
+        return place or "config", str(item["ctx"]["error"])
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _bad_tag(place, item)
+    message = _WORDS.get(item["type"]) or _lower(item["msg"])
+    return place, f"{message}, not {_shown(item['input'])}"
+
+
+def _bad_tag(place: str, item: Any) -> tuple[str, str]:
+    place = f"{place}.{str(item['ctx']['discriminator']).strip(_QUOTE)}"
     if "tag" not in item["ctx"]:
-        return f"{place}.{key}: missing"
-    tag, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return place, "missing"
+    tag, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace(_QUOTE, "").split(", ")
     close = difflib.get_close_matches(tag, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"{place}.{key}: unknown {tag!r}; {hint}"
+    return place, f"unknown {tag!r}; {hint}"
 
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _locate(loc: tuple[int | str, ...]) -> tuple[str, set[type[Record]]]:
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _locate(
+    loc: tuple[int | str, ...], values: Any, *, missing: bool
+) -> tuple[str, set[type[Record]]]:
     """The place as written in YAML, and the classes that may stand where its last key is.
 
-    pydantic's location also holds union tags and types, which no one wrote: they are left out.
+    pydantic's location also names the kinds of a union, which no one wrote: what is not in
+    `values` is left out, but for the last key of what is missing.
     """
     owners: set[type[Record]] = {RunConfig}
     written: list[str] = []
     for depth, part in enumerate(loc):
         last = depth == len(loc) - 1
-        named = {o.model_fields[part].annotation for o in owners if part in o.model_fields}
-        tagged = {o for o in owners if part in _tags(o)}
-        if last or named or not (tagged or part in {o.__name__ for o in owners} or part == "str"):
-            written.append(str(part))
-        elif tagged:
-            owners = tagged
-        if not last and named:
+        if isinstance(values, dict):
+            here = part in values
+        else:
+            here = isinstance(values, list | tuple) and isinstance(part, int)
+        if not here and not (last and missing):
+            owners = {owner for owner in owners if part in _tags(owner)} or owners
+            continue
+        written.append(str(part))
+        if not last:
+            values = values[part]
+            named = {o.model_fields[part].annotation for o in owners if part in o.model_fields}
             owners = {record for hint in named for record in _records(hint)} or owners
     return ".".join(written), owners
 

@@ -2,8 +2,8 @@
 
 from typing import Annotated, Literal
 
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import Field as Bound
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from loractr.schema import Record
 
@@ -22,6 +22,8 @@ class Sampling(Record):
 class Settings(Record):
     """What the loop needs to know about one optimisation. Base of `Stage` and of the config's
     `training` section; never used by itself."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     epochs: PositiveFloat = 100
     """Most passes over the rows; may be fractional."""
@@ -65,7 +67,33 @@ class Settings(Record):
     """The authors' order: one domain after the other within an epoch, batches of one domain."""
     embedding_updates: Literal["auto", "dense", "sparse"] = "auto"
     """dense: Adam on whole tables. sparse: lazy Adam on the rows of the batch, another optimiser.
-    auto: dense; the choice is written to the log and to metrics.json."""
+    auto: sparse on tables of more than 500,000 rows where no weight decay or clip_norm forbids it,
+    dense on all others; the choice is written to the log and to metrics.json."""
+
+    @property
+    def table_weight_decay(self) -> float:
+        """Weight decay of embedding tables."""
+        own = self.embedding_weight_decay
+        return self.weight_decay if own is None else own
+
+    @property
+    def table_learning_rate(self) -> float:
+        """Step size of embedding tables."""
+        own = self.embedding_learning_rate
+        return self.learning_rate if own is None else own
+
+    def conflicts(self) -> list[str]:
+        """What is asked for but cannot be had together, in words."""
+        found = []
+        if self.embedding_updates == "sparse" and (self.table_weight_decay or self.clip_norm):
+            found.append(
+                "embedding_updates: sparse touches only the rows of a batch, so the embeddings can"
+                f" have no weight decay ({self.table_weight_decay:g}) and no clip_norm"
+                f" ({self.clip_norm}); use embedding_weight_decay: 0, or embedding_updates: dense"
+            )
+        if self.sampling is not None and self.domain_sequential:
+            found.append("sampling and domain_sequential are two orders of the rows: choose one")
+        return found
 
 
 class Stage(Settings):

@@ -114,7 +114,7 @@ class Contents:
         """
         try:
             values = json.loads((path / MANIFEST).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise _no_artifact(path, f"it has no {MANIFEST}") from None
         except ValueError as error:
             raise _damaged(path / MANIFEST, f"it is not valid JSON ({error})") from error

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from polars.exceptions import ComputeError
+
 from loractr.errors import DataError, LoractrError
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,10 @@ def written_aside(out: Path) -> Iterator[Path]:
         if isinstance(error, LoractrError):
             raise
         raise _unwritable(out, error) from error
+    except ComputeError as error:
+        if "os error" not in str(error):
+            raise
+        raise _unwritable(out, error) from error  # how Polars' writers say what OSError says
 
 
 def _take_place(aside: Path, out: Path) -> None:
@@ -59,13 +65,16 @@ def _take_place(aside: Path, out: Path) -> None:
         os.close(handle)
 
 
-def _unwritable(out: Path, error: OSError) -> DataError:
-    reason = error.strerror or str(error)
-    if error.errno in _FULL or "No space left" in str(error):
-        free = shutil.disk_usage(out.parent).free
-        return DataError(
-            f"the disk is full: {out} could not be written ({reason}; {free:,} bytes are free)."
-            " Nothing of it was left behind.",
-            fix="make room, or choose another place.",
-        )
-    return DataError(f"{out} could not be written: {error}.", fix="check the path and your rights.")
+def _unwritable(out: Path, error: Exception) -> DataError:
+    full = getattr(error, "errno", None) in _FULL or any(
+        f"(os error {number})" in str(error) for number in _FULL
+    )
+    if not full:
+        fix = "check the path and your rights."
+        return DataError(f"{out} could not be written: {error}.", fix=fix)
+    free = shutil.disk_usage(out.parent).free
+    return DataError(
+        f"the disk is full: {out} could not be written ({getattr(error, 'strerror', error)};"
+        f" {free:,} bytes are free). Nothing of it was left behind.",
+        fix="make room, or choose another place.",
+    )

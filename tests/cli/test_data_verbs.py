@@ -102,6 +102,21 @@ def test_a_wrong_row_is_a_failure_and_leaves_nothing(config, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "log.parquet"]
 
 
+def test_what_init_proposes_trains_as_it_is(config, tmp_path):
+    proposed = loractr("init", tmp_path / "log.parquet")
+    assert proposed.exit_code == 0, proposed.stderr
+    config.write_text(proposed.stdout)
+    done = loractr("train", config, "--out", tmp_path / "run", "--set", "training.epochs=1")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_init_of_nothing_is_a_failure(tmp_path):
+    done = loractr("init", tmp_path / "nothing.parquet")
+    assert done.exit_code == 1
+    assert "does not exist" in done.stderr
+    assert done.stdout == ""
+
+
 def test_inspect_of_something_else_says_what_it_wants(tmp_path):
     done = loractr("inspect", tmp_path)
     assert done.exit_code == 1

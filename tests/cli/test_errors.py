@@ -73,7 +73,7 @@ def test_bad_usage_has_status_2_and_says_why(line):
 
 
 def test_help_of_every_verb_is_there():
-    for verb in ("demo", "prepare", "train", "evaluate", "predict", "inspect", "data"):
+    for verb in ("demo", "init", "prepare", "train", "evaluate", "predict", "inspect", "data"):
         result = CliRunner().invoke(app, [verb, "--help"])
         assert result.exit_code == 0
         assert "Usage" in result.stdout

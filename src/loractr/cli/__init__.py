@@ -17,6 +17,7 @@ from loractr.cli import data
 from loractr.cli.console import log_to_terminal, say
 from loractr.cli.demo import demo
 from loractr.cli.evaluate import evaluate
+from loractr.cli.init import init
 from loractr.cli.inspect import inspect
 from loractr.cli.predict import predict
 from loractr.cli.prepare import prepare
@@ -53,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, prepare, train, evaluate, predict, inspect):
+for verb in (demo, init, prepare, train, evaluate, predict, inspect):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 

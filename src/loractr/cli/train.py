@@ -68,6 +68,7 @@ def _one(
     from loractr.run import run
     from loractr.tracking import ProgressBar
 
+    _check_device(device)
     with ProgressBar() as bar:
         metrics = run(
             config, out, resume=resume, callbacks=(bar,), thread_count=threads, device=device
@@ -113,6 +114,16 @@ def _plan(config: "RunConfig", threads: int | None, *, as_json: bool) -> None:
         show_json(plan)
     else:
         show(plan_tables(plan))
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # unknown, not built in, or not there
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used: {reason}", fix="use cpu.") from error
 
 
 def _written(run: Path) -> Any:

@@ -89,11 +89,21 @@ class Field(Record):
         return self
 
 
+PREDICTION_COLUMNS = ("row", "label", "probability", "weight", "group", "true_probability")
+"""Columns of a table of predictions beside those of the divisions, which have other names."""
+
+
+def _is_free(name: str) -> str:
+    if name in PREDICTION_COLUMNS:
+        raise ValueError(f"a division cannot be called {name!r}: predictions have such a column")
+    return name
+
+
 class Division(Record):
     """A way to cut rows into domains. Without a rule, each value of the column is a domain."""
 
-    name: str
-    """Name of the division, unique in the schema."""
+    name: Annotated[str, AfterValidator(_is_free)]
+    """Name of the division, unique in the schema; not one of PREDICTION_COLUMNS."""
     column: str
     """Column of the table that it reads."""
     groups: dict[str, tuple[int | str | float | bool, ...]] | None = None

@@ -8,6 +8,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from loractr.errors import DataError, MissingColumnError, UnknownDomainError, UsageError
 from loractr.evaluation import evaluate
+from loractr.evaluation.predictions import RESERVED
+from loractr.schema import Division
 
 
 def predictions(**columns):
@@ -187,6 +189,12 @@ def test_a_missing_column_is_named(column):
 def test_bad_columns_are_refused_by_name(columns, error, message):
     with pytest.raises(error, match=message):
         evaluate(predictions(**columns), TABS)
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_no_division_can_take_the_name_of_a_column_of_predictions(name):
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
+        Division(name=name, column="tab")
 
 
 def test_a_domain_listed_twice_is_refused():

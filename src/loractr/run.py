@@ -5,8 +5,9 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from loractr.errors import UsageError, some
 from loractr.evaluation import Metrics, evaluate
 from loractr.predict import assembled_logits, tabulate
 from loractr.training import fit
-from loractr.training.checkpoint import write_file
+from loractr.training.checkpoint import STATE, write_file
 from loractr.training.events import Callback
 from loractr.training.fits import Data, Trained, build_model, train
 
@@ -61,7 +62,7 @@ def run(
     """
     if _begin(config, out, resume):
         return _finished(out)
-    with threads(thread_count):
+    with threads(thread_count), _nothing_left_of_a_false_start(out):
         started = time.perf_counter()
         prepared = cached(config.data, cache_folder() / "prepared")
         seconds = {"prepare": time.perf_counter() - started}
@@ -163,6 +164,18 @@ def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     write_file(written, dump_config(config).encode())
     return False
+
+
+@contextmanager
+def _nothing_left_of_a_false_start(out: Path) -> Iterator[None]:
+    """A run that fails before its first checkpoint has nothing to go on from: `out` is emptied, so
+    that the same command works once the cause is mended."""
+    try:
+        yield
+    except BaseException:
+        if not any((out / "checkpoint").glob(f"*/{STATE}")):
+            shutil.rmtree(out)
+        raise
 
 
 def _check_environment(folder: Path) -> None:

@@ -18,8 +18,9 @@ from loractr.artifact import load
 from loractr.config import RunConfig, dump_config, parse_config
 from loractr.data.sources.synthetic import generate
 from loractr.demo import demo_config
-from loractr.errors import DataError, UsageError
+from loractr.errors import AdapterError, DataError, UsageError
 from loractr.run import dry_run, run, run_seeds
+from loractr.training.events import Event, Validated
 
 SMALL: dict[str, Any] = {
     "data": {
@@ -221,7 +222,29 @@ def test_labels_outside_zero_and_one_stop_the_run_and_say_so(tmp_path):
     data = {"source": "table", "path": str(path), "fields": ["user"]}
     with pytest.raises(DataError, match="2"):
         run(parse_config({**SMALL, "data": data, "method": {"name": "mix"}}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_false_start_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(AdapterError, match="rank 500 is larger than layer"):
+        run(small(method={"rank": {"fixed": 500}}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interruption_after_a_checkpoint_leaves_a_run_that_resumes(finished, tmp_path):
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Validated) and event.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(small(), tmp_path / "run", callbacks=[interrupt])
     assert not (tmp_path / "run" / "metrics.json").exists()
+    run(small(), tmp_path / "run", resume=True)
+    assert pl.read_parquet(tmp_path / "run" / "predictions.parquet").equals(
+        pl.read_parquet(finished / "predictions.parquet")
+    )
+    histories = [(folder / "history.jsonl").read_text() for folder in (finished, tmp_path / "run")]
+    assert histories[0] == histories[1]
 
 
 @pytest.mark.slow

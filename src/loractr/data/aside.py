@@ -1,20 +1,19 @@
 """Directories that are there whole or not at all: written aside, then renamed."""
 
 import errno
-import logging
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polars.exceptions import ComputeError
 
 from loractr.errors import DataError, LoractrError
 
-log = logging.getLogger(__name__)
-
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
 
 
 @contextmanager
@@ -26,11 +25,10 @@ def written_aside(out: Path) -> Iterator[Path]:
         DataError: The disk is full or may not be written to.
     """
     out = out.absolute()
-    aside = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    aside = out.with_name(f"{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             yield aside
             _take_place(aside, out)
@@ -48,15 +46,19 @@ def written_aside(out: Path) -> Iterator[Path]:
 
 
 def _take_place(aside: Path, out: Path) -> None:
-    old = out.with_name(f"{out.name}.replaced-{os.getpid()}")
-    if out.exists():
-        out.rename(old)
-    try:
-        aside.rename(out)
-    except BaseException:
-        if old.exists():
-            old.rename(out)
-        raise
+    old = aside.with_name(aside.name.replace(".partial-", ".replaced-"))
+    while True:
+        with suppress(FileNotFoundError):
+            out.rename(old)
+        try:
+            aside.rename(out)
+            break
+        except OSError as error:
+            if error.errno not in _TAKEN:  # else another process was faster: replace that one
+                if old.exists():
+                    old.rename(out)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     handle = os.open(out.parent, os.O_RDONLY)
     try:
@@ -65,11 +67,15 @@ def _take_place(aside: Path, out: Path) -> None:
         os.close(handle)
 
 
-def _unwritable(out: Path, error: Exception) -> DataError:
-    full = getattr(error, "errno", None) in _FULL or any(
+def disk_is_full(error: Exception) -> bool:
+    """Whether `error`, of Python or of Polars, says that no more can be written."""
+    return getattr(error, "errno", None) in _FULL or any(
         f"(os error {number})" in str(error) for number in _FULL
     )
-    if not full:
+
+
+def _unwritable(out: Path, error: Exception) -> DataError:
+    if not disk_is_full(error):
         fix = "check the path and your rights."
         return DataError(f"{out} could not be written: {error}.", fix=fix)
     free = shutil.disk_usage(out.parent).free

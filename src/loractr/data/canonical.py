@@ -73,7 +73,9 @@ def text(value: int | str | float | bool) -> str:
 
 
 def narrowed(values: pl.Series) -> pl.Series:
-    """Canonical texts as Int64 where all of them are the digits of one, else as they are."""
+    """Canonical ids as Int64 where all of them are the digits of one, else as they are."""
+    if values.dtype == pl.Int64:
+        return values
     integers = values.cast(pl.Int64, strict=False)
     return integers if values.eq_missing(integers.cast(pl.String)).all() else values
 

@@ -152,6 +152,8 @@ class DomainFit:
     """Collects what fitting a division needs from its training rows, batch by batch."""
 
     division: Division
+    unseen: int = 0
+    """Training rows of no domain: values that no group lists."""
     _counts: ValueCounts = field(default_factory=ValueCounts)
 
     def observe(self, values: pl.Series, rows: Positions) -> None:
@@ -164,8 +166,9 @@ class DomainFit:
             missing = values.is_null().to_numpy()
             if self.division.thresholds is not None:
                 missing = domains < 0
-            index = pl.Series(domains, dtype=pl.Int64)
-            self._counts.add(index.set(pl.Series(missing & (domains < 0)), None))
+            missing = missing & (domains < 0)  # `rest` takes the others in
+            self.unseen += int(((domains < 0) & ~missing).sum())
+            self._counts.add(pl.Series(domains, dtype=pl.Int64).set(pl.Series(missing), None))
 
     def fitted(self) -> tuple[Division, Vocabulary | None]:
         """The division with its domains, and the counts of an activeness rule.
@@ -177,7 +180,8 @@ class DomainFit:
         has_missing = bool(counts["value"].null_count())
         named = declared(self.division)
         if not named:
-            names = tuple(str(value) for value in counts["value"].drop_nulls().sort().to_list())
+            values = canonical.narrowed(counts["value"].drop_nulls()).sort()
+            names = tuple(str(value) for value in values.to_list())
             domains = (*names, MISSING) if has_missing else names
             return self.division.model_copy(update={"domains": domains}), None
         fitted = self.division.model_copy(

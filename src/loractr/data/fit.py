@@ -60,7 +60,8 @@ class Fit:
         if field.kind == "numerical":
             return self._moments[field.name].fitted()
         if is_domain_field(field, schema):
-            return field.model_copy(update={"size": len(schema.divisions[0].domains) + 1})
+            size, unknown = len(schema.divisions[0].domains) + 1, self._divisions[0].unseen
+            return field.model_copy(update={"size": size, "unknown_rows": unknown})
         if field.hash_buckets is not None:
             return field.model_copy(update={"size": field.hash_buckets + 2})
         counts = self._values[field.name].table()

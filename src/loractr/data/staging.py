@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from loractr.data.aside import disk_is_full
 from loractr.data.canonical import Positions
 from loractr.errors import DataError
 
@@ -65,7 +66,9 @@ def stage(source: pl.LazyFrame, columns: Sequence[str], path: Path) -> Staged:
         source.select(chosen).sink_parquet(
             path, compression="lz4", statistics=False, row_group_size=BATCH_ROWS
         )
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
+        if disk_is_full(error):
+            raise
         raise DataError(
             f"the source cannot be read: {error}", fix="correct the file, or fetch it again."
         ) from error

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 
 from loractr.data.rows import Rows
-from loractr.errors import CheckpointError, DataError
+from loractr.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    UnknownDomainError,
+    UsageError,
+    some,
+)
 from loractr.model import CTRModel
 from loractr.schema import Schema
 from loractr.stage import Stage
@@ -89,9 +96,15 @@ def fit(
 
     Raises:
         TrainingError: the loss is no longer finite, or a stage trains nothing.
+        ConfigError: a stage's settings cannot be had together.
         DataError: a stage has no training rows.
-        CheckpointError: the checkpoint is damaged or of another recipe.
+        UsageError: there is no such division.
+        UnknownDomainError: a stage's rows are of a domain that the division does not have.
+        CheckpointError: the checkpoint is damaged, of another recipe, seed or model.
     """
+    conflicts = [f"stage {stage.name!r}: {c}" for stage in stages for c in stage.conflicts()]
+    if conflicts:
+        raise ConfigError(conflicts)
     return _Fit(
         model=model,
         data=data,
@@ -197,20 +210,35 @@ class _Fit:
                 "the checkpoint belongs to a run with another recipe or seed.",
                 fix="train into a new folder, or resume with the settings that the run began with.",
             )
-        self.model.load_state_dict(part(saved.tensors, "model."))
+        try:
+            self.model.load_state_dict(part(saved.tensors, "model."))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the checkpoint belongs to another model: {error}",
+                fix="train into a new folder, or resume with the model that the run began with.",
+            ) from error
         torch.set_rng_state(saved.tensors["random"])
         self.history.restore(saved.values["history"])
 
 
 def _division(model: CTRModel, schema: Schema, name: str | None) -> int | None:
     if name is not None:
-        return [division.name for division in schema.divisions].index(name)
+        return _place(schema, name)
     if model.divisions:
         return model.divisions[0]
     return 0 if schema.divisions else None
 
 
 def _only(rows: Rows, schema: Schema, where: tuple[str, str]) -> Rows:
-    division = [d.name for d in schema.divisions].index(where[0])
-    domain = schema.divisions[division].domains.index(where[1])
-    return rows.take(np.flatnonzero(rows.domains[:, division] == domain))
+    division, name = _place(schema, where[0]), where[1]
+    known = schema.divisions[division].domains
+    if name not in known:
+        raise UnknownDomainError(where[0], [name], known)
+    return rows.take(np.flatnonzero(rows.domains[:, division] == known.index(name)))
+
+
+def _place(schema: Schema, name: str) -> int:
+    names = [division.name for division in schema.divisions]
+    if name not in names:
+        raise UsageError(f"there is no division {name!r}; the schema has {some(names)}.")
+    return names.index(name)

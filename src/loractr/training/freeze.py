@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from loractr.errors import TrainingError, some
+from loractr.layers.embedding import Table
 
 
 def matches(name: str, globs: Iterable[str]) -> bool:
@@ -38,12 +39,13 @@ def freeze_all_but(model: nn.Module, globs: tuple[str, ...]) -> dict[str, nn.Par
 
 def moving_tensors(model: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Every tensor that training may change: the trained parameters, and the buffers of modules
-    that own a trained parameter (a norm's running statistics move only with its own weights)."""
+    that own a trained parameter (a norm's running statistics move only with its own weights).
+    The buffers of a table are constants, and may be gigabytes of ready embeddings."""
     moving: dict[str, Tensor] = {name: parameter.data for name, parameter in trained.items()}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         own = [prefix + leaf for leaf, _ in module.named_parameters(recurse=False)]
-        if any(leaf in trained for leaf in own):
+        if any(leaf in trained for leaf in own) and not isinstance(module, Table):
             for leaf, buffer in module.named_buffers(recurse=False):
                 moving[prefix + leaf] = buffer
     return moving

@@ -11,19 +11,18 @@ class HistoryFile:
     """history.jsonl: one line per validation, on disk before the checkpoint that counts it.
 
     Args:
-        path: The file; made when the first line comes.
-        keep: Lines that stay of an earlier, interrupted run; what follows them is cut off.
+        path: The file; made when the first line comes. One of an interrupted run stays as it is
+            until `cut` says how much of it counts.
     """
 
-    def __init__(self, path: Path, *, keep: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.fit = "base"
         """Name of the fit whose lines come now."""
         self.lines = 0
-        self.cut(keep)
 
     def cut(self, lines: int) -> None:
-        """Keep the first `lines` lines."""
+        """Keep the first `lines` lines; new ones follow them."""
         self.lines = lines
         if not self.path.exists():
             return

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from loractr.batch import Batch
 from loractr.data.loader import collate
-from loractr.data.order import Index, shuffled
-from loractr.errors import TrainingError
+from loractr.data.order import Epoch, Index, shuffled
+from loractr.errors import TrainingError, some
 from loractr.stage import Stage
 from loractr.training.events import StageResult, StageStarted, Validated
 from loractr.training.freeze import freeze_all_but
@@ -31,6 +31,7 @@ from loractr.training.loop import (
     part,
     plain_scores,
     row_losses,
+    steps_of,
 )
 from loractr.training.optimizer import ExpertAdam
 from loractr.training.stopping import Stopper
@@ -41,12 +42,14 @@ class IndependentLoop:
     """One stage that trains one expert per domain of the model's division, each by itself."""
 
     def __init__(self, around: Surroundings, stage: Stage) -> None:
-        model, self.division = around.model, around.validator.division
-        if self.division is None or tuple(model.divisions) != (self.division,):
+        model = around.model
+        if len(model.divisions) != 1:
+            read = [around.schema.divisions[place].name for place in model.divisions]
             raise TrainingError(
                 f"stage {stage.name!r} trains independent experts, which need a model that is"
-                f" routed by one division; this one reads {list(model.divisions)}."
+                f" routed by one division; this one reads {some(read)}."
             )
+        (self.division,) = model.divisions
         self.around, self.stage = around, stage
         self.names = around.schema.divisions[self.division].domains
         self.trained = freeze_all_but(model, stage.trains)
@@ -62,6 +65,7 @@ class IndependentLoop:
         self.best = copies(dict(self.trained))
         self.start = copies(dict(self.trained))
         self.queue: deque[int] = deque()
+        self.orders: dict[int, tuple[int, Epoch]] = {}
         self.validation = _by_domain(around.validator, self.division)
         self.started = False
 
@@ -83,15 +87,15 @@ class IndependentLoop:
             ]
             self._train(turn)
             due = [d for d in turn if self._is_due(d)]
-            if due:
+            pauses = bool(due) or time.monotonic() - saved > self.around.checkpoint_seconds
+            if pauses:
                 self.meter.pause()
+            if due:
                 self._validate(due)
             self.queue.extend(d for d in turn if not self._is_done(d))
-            if due or time.monotonic() - saved > self.around.checkpoint_seconds:
+            if pauses:
                 self.around.checkpoint(self)
                 saved = time.monotonic()
-            if due:
-                model.train()
                 self.meter.start()
         return self._finish()
 
@@ -123,12 +127,13 @@ class IndependentLoop:
     def _next_rows(self, domain: int) -> Index:
         number, batch = divmod(self.step[domain], self.batches[domain])
         rows = self.rows[domain]
-        seed = (*self.around.seed, domain, number)
-        return rows[shuffled(len(rows), self.stage.batch_size, seed)[batch]]
+        if self.orders.get(domain, (-1,))[0] != number:
+            seed = (*self.around.seed, domain, number)
+            self.orders[domain] = number, shuffled(len(rows), self.stage.batch_size, seed)
+        return rows[self.orders[domain][1][batch]]
 
     def _batch(self, index: Index) -> tuple[Batch, Tensor]:
         """The rows at `index`, and each row's share of its own domain's mean loss."""
-        assert self.division is not None
         batch = collate(self.around.train, index, (self.division,), [len(self.names)])
         batch = batch.to(self.around.device)
         expert = batch.route.divisions[0].expert
@@ -144,7 +149,7 @@ class IndependentLoop:
         """Steps after which a domain's epochs are used up; one epoch where nothing judges it."""
         judged = len(self.validation[domain].rows) > 0
         epochs = self.stage.epochs if judged else min(self.stage.epochs, 1.0)
-        return math.ceil(epochs * self.batches[domain])
+        return steps_of(epochs, self.batches[domain])
 
     def _is_due(self, domain: int) -> bool:
         every = self.batches[domain] * self.stage.validate_every
@@ -161,6 +166,8 @@ class IndependentLoop:
             if scores is not None:
                 value, self.metrics[domain] = chosen_for_domain(scores, domain, self.stage.select)
             better = self.stoppers[domain].see(value, self._epoch(domain))
+            if scores is None:
+                self.stoppers[domain].stopped = False  # nothing to judge by: `_most` is the rule
             if better or scores is None:
                 for name, parameter in self.trained.items():
                     self.best[name][domain] = parameter.detach()[domain]

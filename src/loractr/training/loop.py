@@ -167,6 +167,11 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
 
 
+def steps_of(epochs: float, batches: int) -> int:
+    """Steps in so many epochs, a begun one included; 1.1 epochs of 10 batches are 11, not 12."""
+    return math.ceil(epochs * batches - 1e-9)
+
+
 def crosses(step: int, every: float) -> bool:
     """Whether a multiple of `every` lies in (step - 1, step]."""
     return math.floor(step / every + 1e-9) > math.floor((step - 1) / every + 1e-9)

@@ -36,26 +36,15 @@ def average_decay(ema: float, updates: int) -> float:
 def lazy_tables(stage: Stage, trained: dict[str, nn.Parameter]) -> list[str]:
     """Names of the embedding tables that are updated lazily, row by row, in this stage.
 
-    Raises:
-        TrainingError: lazy updates were asked for together with weight decay or clipping, which
-            would need every row of the table in every step.
+    `auto` never chooses them beside weight decay or clipping, which need every row of a table in
+    every step.
     """
-    decay = (
-        stage.weight_decay if stage.embedding_weight_decay is None else stage.embedding_weight_decay
-    )
     tables = [name for name in trained if name.startswith("embedding.tables.")]
-    whole = bool(decay) or stage.clip_norm is not None
-    if stage.embedding_updates == "dense":
-        return []
     if stage.embedding_updates == "sparse":
-        if whole:
-            raise TrainingError(
-                "embedding_updates: sparse touches only the rows of the batch, so weight decay of"
-                f" embeddings ({decay:g}) and clip_norm ({stage.clip_norm}) have no meaning there.",
-                fix="set embedding_weight_decay: 0 and no clip_norm, or embedding_updates: dense.",
-            )
         return tables
-    return [] if whole else [name for name in tables if len(trained[name]) > SPARSE_ROWS]
+    if stage.embedding_updates == "dense" or stage.table_weight_decay or stage.clip_norm:
+        return []
+    return [name for name in tables if len(trained[name]) > SPARSE_ROWS]
 
 
 class WholeAdam:
@@ -69,29 +58,23 @@ class WholeAdam:
         )
         tables = [n for n in trained if n.startswith("embedding.") and n not in lazy]
         others = [n for n in trained if n not in tables and n not in lazy]
-        decay, table_decay = stage.weight_decay, stage.embedding_weight_decay
-        rate, table_rate = stage.learning_rate, stage.embedding_learning_rate
-        table_decay = decay if table_decay is None else table_decay
-        table_rate = rate if table_rate is None else table_rate
-        groups = [(others, rate, decay), (tables, table_rate, table_decay)]
-        if (rate, decay) == (table_rate, table_decay):
-            groups = [(others + tables, rate, decay)]
-        adam = torch.optim.AdamW if stage.decoupled else torch.optim.Adam
-        self.optimizers: list[torch.optim.Optimizer] = [
-            adam(
-                [
-                    {"params": [trained[n] for n in names], "lr": lr, "weight_decay": wd}
-                    for names, lr, wd in groups
-                    if names
-                ],
-                betas=(BETA1, BETA2),
-                eps=EPS,
-                fused=True,
-            )
-        ] * bool(others or tables)
+        own, shared = stage.table_learning_rate, stage.learning_rate
+        groups = [(others, shared, stage.weight_decay), (tables, own, stage.table_weight_decay)]
+        if groups[0][1:] == groups[1][1:]:
+            groups = [(others + tables, *groups[0][1:])]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if others or tables:
+            adam = torch.optim.AdamW if stage.decoupled else torch.optim.Adam
+            chosen = [
+                {"params": [trained[n] for n in names], "lr": rate, "weight_decay": decay}
+                for names, rate, decay in groups
+                if names
+            ]
+            self.optimizers.append(adam(chosen, betas=(BETA1, BETA2), eps=EPS, fused=True))
         if lazy:
+            rows = [trained[n] for n in lazy]
             self.optimizers.append(
-                torch.optim.SparseAdam([trained[n] for n in lazy], lr=table_rate, eps=EPS)
+                torch.optim.SparseAdam(rows, lr=own, betas=(BETA1, BETA2), eps=EPS)
             )
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
@@ -143,7 +126,9 @@ class WholeAdam:
             keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"adam.{k}.{name}" in tensors]
             if keys:
                 owner = self.optimizers[-1 if name in self.lazy else 0]
-                owner.state[parameter] = {k: tensors[f"adam.{k}.{name}"].clone() for k in keys}
+                owner.state[parameter] = {
+                    k: tensors[f"adam.{k}.{name}"].to(parameter.device, copy=True) for k in keys
+                }
                 if name in self.lazy:
                     owner.state[parameter]["step"] = int(owner.state[parameter]["step"])
         if self.average is not None:

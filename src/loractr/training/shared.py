@@ -1,6 +1,5 @@
 """An ordinary stage: some parameters of the one model, trained on all its rows."""
 
-import math
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from loractr.batch import Batch
 from loractr.data.loader import collate
 from loractr.data.order import Epoch, Index, balanced, domain_sequential, shuffled
+from loractr.errors import TrainingError
 from loractr.stage import Stage
 from loractr.training.events import StageResult, StageStarted, Validated
 from loractr.training.freeze import freeze_all_but, moving_tensors
@@ -22,6 +22,7 @@ from loractr.training.loop import (
     mean_loss,
     part,
     plain_scores,
+    steps_of,
 )
 from loractr.training.optimizer import WholeAdam, lazy_tables
 from loractr.training.stopping import Stopper
@@ -62,7 +63,7 @@ class SharedLoop:
             if stage.keep_start:
                 self._validate()
         epoch, held, batches = None, -1, self.batches
-        last = math.ceil(stage.epochs * batches)
+        last = steps_of(stage.epochs, batches)
         saved = time.monotonic()
         model.train()
         self.meter.start()
@@ -79,8 +80,10 @@ class SharedLoop:
                 model.train()
                 self.meter.start()
             elif time.monotonic() - saved > self.around.checkpoint_seconds:
+                self.meter.pause()
                 self.around.checkpoint(self)
                 saved = time.monotonic()
+                self.meter.start()
         self.meter.pause()
         return self._finish()
 
@@ -103,6 +106,11 @@ class SharedLoop:
         train, stage = self.around.train, self.stage
         seed = (*self.around.seed, number)
         natural = self.around.validator.division
+        if natural is None and (stage.domain_sequential or stage.sampling is not None):
+            raise TrainingError(
+                f"stage {stage.name!r} orders the rows by domain, but the schema has no division.",
+                fix="leave out training.sampling and domain_sequential, or set data.divisions.",
+            )
         if natural is not None and stage.domain_sequential:
             return domain_sequential(train.domains[:, natural], stage.batch_size, seed)
         if natural is not None and stage.sampling is not None:

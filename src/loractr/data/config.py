@@ -93,13 +93,28 @@ Split = Annotated[
 
 
 class Negatives(Record):
-    """Drawn negatives for logs that hold positives only (Taobao, Amazon 2018)."""
+    """Drawn negatives for logs that hold positives only (Taobao, Amazon 2018).
 
-    per: tuple[Literal["domain", "user"], ...] = ("domain", "user")
-    """Within what a draw is made: each user's negatives come from its domain's items."""
-    rate_range: tuple[float, float] = (0.2, 0.5)
+    Each user gets items of the domain that this user never clicked. The rows get a column `split`
+    with the published protocol's shares, which `split: {kind: column, column: split}` uses.
+    """
+
+    per: tuple[Literal["domain"]] | tuple[Literal["domain"], Literal["user"]] = ("domain", "user")
+    """Rates and items are per domain. Negatives are dealt to the splits user by user (as published)
+    or, without `user`, over the domain as a whole."""
+    rate_range: tuple[
+        Annotated[float, Bound(gt=0, le=1)],
+        Annotated[float, Bound(gt=0, le=1)],
+    ] = (0.2, 0.5)
     """Per domain a rate ~ U(low, high), rounded to 2 digits; a user gets int(positives / rate)."""
+    fractions: Fractions = (0.6, 0.2, 0.2)
+    """Shares of train, validation, test in the column `split`."""
+    user: str | None = None
+    """Column of the user; the source's own when absent."""
+    item: str | None = None
+    """Column of the item; the source's own when absent."""
     seed: NonNegativeInt = 0
+    _sum = field_validator("fractions")(_sum_to_one)
 
 
 class SyntheticOptions(Record):

@@ -29,6 +29,10 @@ class Table:
     """Columns only known after the click → why none of them may be an input."""
     oracle: str | None = None
     """Column of the true click probability (synthetic rows only)."""
+    user: str | None = None
+    """Column of the user, where every row is a click and negatives are drawn."""
+    item: str | None = None
+    """Column of the item, likewise."""
 
 
 def needs_path(config: DataConfig, what: str) -> Path:
@@ -41,6 +45,15 @@ def needs_path(config: DataConfig, what: str) -> Path:
             fix=f"set data.path, or fetch it: loractr data get {config.source} --out DIR",
         )
     return config.path
+
+
+def needs_negatives(config: DataConfig) -> None:
+    """Raise ConfigError unless `config` has negatives drawn: the source holds clicks only."""
+    if config.negatives is None:
+        raise ConfigError(
+            [f"data.negatives is missing: source {config.source} holds clicks only"],
+            fix="add `negatives: {seed: 0}` and `split: {kind: column, column: split}` to data.",
+        )
 
 
 def needs_files(folder: Path, names: Sequence[str], *, source: str) -> list[Path]:

@@ -18,7 +18,8 @@ LEVELS = [
     {"model"},
     {"predict"},
     {"artifact", "training"},
-    {"run", "lifecycle", "search", "tracking", "serving", "demo"},
+    {"run", "lifecycle", "search", "tracking", "serving"},
+    {"demo"},
     {"cli"},
     {"__main__"},
 ]

@@ -97,7 +97,8 @@ class Batch:
         if self.row.device == torch.device(device):
             return self
         leaves, structure = tree_flatten(self)
-        return tree_unflatten([leaf.to(device) for leaf in leaves], structure)
+        moved: Batch = tree_unflatten([leaf.to(device) for leaf in leaves], structure)
+        return moved
 
 
 for _container in (Groups, Route, Bag, Batch):

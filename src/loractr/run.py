@@ -82,6 +82,7 @@ def run_seeds(
     jobs: int = 1,
     resume: bool = False,
     thread_count: int | None = None,
+    device: str = "cpu",
 ) -> list[Metrics]:
     """The same run with seeds `config.seed`, `config.seed + 1`, …, into out/seed-<seed>.
 
@@ -92,19 +93,23 @@ def run_seeds(
         jobs: Runs side by side, each in a process of its own.
         resume: Go on where an interrupted call stopped; finished runs are left as they are.
         thread_count: Threads of each run; with several jobs, 1 when absent.
+        device: Where the models train.
 
     Raises:
-        UsageError: `seeds` or `jobs` below 1, or what `run` raises.
+        UsageError: `seeds` or `jobs` below 1, `out` is not empty, or what `run` raises.
     """
     if seeds < 1 or jobs < 1:
         raise UsageError(f"seeds and jobs must be 1 or more, not {seeds} and {jobs}.")
+    if not resume:
+        _refuse_what_is_there(out)
     if jobs > 1 and thread_count is None:
         thread_count = 1
     cached(config.data, cache_folder() / "prepared")  # once, before the runs want it all together
     tasks = []
     for seed in range(config.seed, config.seed + seeds):
         folder = out / f"seed-{seed}"
-        tasks.append((config.model_copy(update={"seed": seed}), folder, resume, thread_count))
+        seeded = config.model_copy(update={"seed": seed})
+        tasks.append((seeded, folder, resume, thread_count, device))
     if jobs == 1:
         return [_one_seed(*task) for task in tasks]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -135,8 +140,10 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
     }
 
 
-def _one_seed(config: RunConfig, folder: Path, resume: bool, thread_count: int | None) -> Metrics:
-    return run(config, folder, resume=resume, thread_count=thread_count)
+def _one_seed(
+    config: RunConfig, folder: Path, resume: bool, thread_count: int | None, device: str
+) -> Metrics:
+    return run(config, folder, resume=resume, thread_count=thread_count, device=device)
 
 
 def _first_domain_stages(config: RunConfig, data: Data) -> Any:
@@ -156,14 +163,18 @@ def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
                 fix="resume with the configuration in its config.yaml, or choose another folder.",
             )
         return (out / "metrics.json").exists()
+    _refuse_what_is_there(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(written, dump_config(config).encode())
+    return False
+
+
+def _refuse_what_is_there(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
             f"{out} exists and is not empty.",
             fix="choose another folder, or continue the run in it with --resume.",
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_file(written, dump_config(config).encode())
-    return False
 
 
 @contextmanager

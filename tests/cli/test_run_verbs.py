@@ -143,7 +143,7 @@ def test_several_seeds_have_a_folder_and_a_line_each(folder, tmp_path):
     [
         ([], "add --out RUN"),
         (["--out", "{tmp_path}/run", "--jobs", "2"], "add --seeds N"),
-        (["--out", "{tmp_path}/run", "--seeds", "2", "--device", "cuda"], "one seed at a time"),
+        (["--out", "{tmp_path}/run", "--seeds", "2", "--device", "toaster"], "cannot be used"),
         (["--out", "{tmp_path}/run", "--device", "toaster"], "device 'toaster' cannot be used"),
         (["--out", "{tmp_path}/run", "--seeds", "0"], "--seeds"),
         (["--out", "{tmp_path}/run", "--threads", "0"], "--threads"),

@@ -43,16 +43,22 @@ def train(
         return
     if out is None:
         raise UsageError("train needs a folder for the run.", fix="add --out RUN.")
+    _check_device(device)
     if seeds is None:
         if jobs is not None:
             raise UsageError(f"--jobs {jobs} means nothing for one run.", fix="add --seeds N.")
         _one(loaded, out, resume=resume, threads=threads, device=device, as_json=as_json)
         return
-    if device != "cpu":
-        raise UsageError(
-            f"--seeds trains on the cpu, not on {device!r}.", fix="train one seed at a time."
-        )
-    _several(loaded, out, seeds, jobs or 1, resume=resume, threads=threads, as_json=as_json)
+    _several(
+        loaded,
+        out,
+        seeds,
+        jobs or 1,
+        resume=resume,
+        threads=threads,
+        device=device,
+        as_json=as_json,
+    )
 
 
 def _one(
@@ -68,7 +74,6 @@ def _one(
     from loractr.run import run
     from loractr.tracking import ProgressBar
 
-    _check_device(device)
     with ProgressBar() as bar:
         metrics = run(
             config, out, resume=resume, callbacks=(bar,), thread_count=threads, device=device
@@ -89,12 +94,21 @@ def _several(
     *,
     resume: bool,
     threads: int | None,
+    device: str,
     as_json: bool,
 ) -> None:
     from loractr.evaluation import runs_table
     from loractr.run import run_seeds
 
-    results = run_seeds(config, out, seeds=seeds, jobs=jobs, resume=resume, thread_count=threads)
+    results = run_seeds(
+        config,
+        out,
+        seeds=seeds,
+        jobs=jobs,
+        resume=resume,
+        thread_count=threads,
+        device=device,
+    )
     names = [f"seed-{config.seed + place}" for place in range(seeds)]
     if as_json:
         show_json({name: _written(out / name) for name in names})

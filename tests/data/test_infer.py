@@ -204,6 +204,17 @@ def test_the_synthetic_log_keeps_its_truth_out(tmp_path):
     assert "true_probability" in "\n".join(notes)
 
 
+def test_a_source_of_clicks_only_has_negatives_drawn(tmp_path):
+    review = '{"reviewerID": "A%d", "asin": "%d", "overall": 5.0, "unixReviewTime": 1}\n'
+    lines = [review % (user, item) for user in range(9) for item in range(9) if user != item]
+    (tmp_path / "Prime_Pantry_5.json").write_text("".join(lines))
+    config, notes = infer(tmp_path)
+    assert parse_config(config).data.negatives is not None
+    assert config["data"]["source"] == "amazon-2018"
+    assert config["data"]["split"] == {"kind": "column", "column": "split"}
+    assert "negatives are drawn" in notes[-1]
+
+
 @pytest.mark.real_data
 def test_official_folders_are_known_by_their_files(movielens, kuairand):
     for folder, source, division, split in (

@@ -91,7 +91,8 @@ def _known_source(path: Path) -> str | None:
 
 def _known(source: str, path: Path) -> Proposal:
     """The source knows its columns; only a split has to be chosen."""
-    opened = open_source(DataConfig.model_validate({"source": source, "path": path}))
+    own = _OF_SOURCE.get(source, {})
+    opened = open_source(DataConfig.model_validate({"source": source, "path": path, **own}))
     data = {
         "source": source,
         "path": str(path),
@@ -99,19 +100,29 @@ def _known(source: str, path: Path) -> Proposal:
         "fields": list(opened.default_fields),
         "divisions": {d.name: {"column": d.column} for d in opened.divisions},
         "domain_as_field": True,
-        "split": _SPLITS.get(source, {"kind": "stratified", "fractions": [0.6, 0.2, 0.2]}),
+        "split": {"kind": "stratified", "fractions": [0.6, 0.2, 0.2], "seed": 123},
+        **own,
     }
     others = [name for name in opened.fields if name not in opened.default_fields]
     notes = [f"Further columns that may be inputs: {', '.join(others)}."] if others else []
     after = [name for name in opened.post_outcome if name != opened.label.column]
     if after:
         notes.append(f"Only known after the click, so never inputs: {', '.join(after)}.")
+    if "negatives" in own:
+        notes.append("The source holds clicks only: negatives are drawn, and split with them.")
     return data, notes
 
 
-_SPLITS = {
-    "kuairand-pure": {"kind": "temporal", "column": "time_ms", "fractions": [0.8, 0.1, 0.1]},
+_BY_COLUMN = {"kind": "column", "column": "split"}
+_OF_SOURCE: dict[str, dict[str, Any]] = {
+    "kuairand-pure": {
+        "split": {"kind": "temporal", "column": "time_ms", "fractions": [0.8, 0.1, 0.1]}
+    },
+    "amazon-2018": {"split": _BY_COLUMN, "negatives": {"seed": 0}},
+    "taobao-theme": {"split": _BY_COLUMN, "negatives": {"seed": 0}},
+    "ali-ccp": {"split": _BY_COLUMN},
 }
+"""What a source's own protocol asks for."""
 
 
 class _Guess:

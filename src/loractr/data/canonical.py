@@ -18,10 +18,8 @@ Positions = NDArray[np.int64]
 _INT64 = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
 _TEXT = (pl.UInt64, pl.Int128, pl.UInt128, pl.String, pl.Categorical, pl.Enum, pl.Boolean)
 _DATES = (pl.Date, pl.Datetime, pl.Time)
-_EXACT: dict[type[pl.DataType], int] = {
-    pl.Float32: 2**24,
-    pl.Float64: 2**53,
-}  # up to here a float knows its last digit
+# up to here a float knows its last digit
+_EXACT: dict[type[pl.DataType], int] = {pl.Float32: 2**24, pl.Float64: 2**53}
 
 
 def ids(values: pl.Series, what: str) -> pl.Series:

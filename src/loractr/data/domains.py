@@ -142,7 +142,7 @@ def declared(division: Division) -> tuple[str, ...]:
     cuts = division.thresholds or division.activeness
     if cuts is None:
         return ()
-    marks = [f"{cut:g}" if cut != int(cut) else str(int(cut)) for cut in cuts]
+    marks = [canonical.text(cut) for cut in cuts]
     between = (f"[{low},{high})" for low, high in pairwise(marks))
     return (f"<{marks[0]}", *between, f">={marks[-1]}")
 
@@ -163,11 +163,10 @@ class DomainFit:
             self._counts.add(_ids(values, what))
         else:  # only the declared domains are counted
             domains = rule(self.division).find(values, rows)
-            missing = values.is_null().to_numpy()
-            if self.division.thresholds is not None:
-                missing = domains < 0
-            missing = missing & (domains < 0)  # `rest` takes the others in
-            self.unseen += int(((domains < 0) & ~missing).sum())
+            missing = unseen = domains < 0
+            if self.division.groups is not None:
+                missing = unseen & _ids(values, what).is_null().to_numpy()
+            self.unseen += int((unseen & ~missing).sum())
             self._counts.add(pl.Series(domains, dtype=pl.Int64).set(pl.Series(missing), None))
 
     def fitted(self) -> tuple[Division, Vocabulary | None]:
@@ -182,11 +181,10 @@ class DomainFit:
         if not named:
             values = canonical.narrowed(counts["value"].drop_nulls()).sort()
             names = tuple(str(value) for value in values.to_list())
-            domains = (*names, MISSING) if has_missing else names
-            return self.division.model_copy(update={"domains": domains}), None
-        fitted = self.division.model_copy(
-            update={"domains": (*named, MISSING) if has_missing else named}
-        )
+            names = (*names, MISSING) if has_missing else names
+            return self.division.model_copy(update={"domains": names}), None
+        domains = (*named, MISSING) if has_missing and MISSING not in named else named
+        fitted = self.division.model_copy(update={"domains": domains})
         if self.division.activeness is None:
             self._refuse_empty(named, set(counts["value"].drop_nulls().to_list()))
             return fitted, None

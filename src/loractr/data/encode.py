@@ -21,8 +21,6 @@ from loractr.data.vocabulary import Vocabulary
 from loractr.errors import MissingColumnError, UnknownDomainError
 from loractr.schema import Division, Field, Schema
 
-Bags = dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]]
-
 
 @dataclass(frozen=True)
 class Encoders:
@@ -61,11 +59,14 @@ class Encoders:
             UnknownDomainError: A domain that was not trained, where `unseen: error` holds or it is
                 named in `domains`.
             DataError: Values that do not fit the schema.
+            KeyError: `domains` names a division that the schema does not have.
         """
         if rows is None:
             rows = np.arange(len(frame), dtype=np.int64)
-        found = [self._domains(frame, d, rows, domains or {}) for d in self.schema.divisions]
-        schema = self.schema
+        schema, given = self.schema, domains or {}
+        for division in given:
+            schema.division(division)  # KeyError where there is none
+        found = [self._domains(frame, d, rows, given) for d in schema.divisions]
         ids = [self._ids(frame, f, found) for f in schema.categorical]
         scaled = [
             scaling.scaled(canonical.numbers(_column(frame, f), _what(f), rows), f, rows)

@@ -29,10 +29,11 @@ from loractr.data.deduplicate import first_of_each
 from loractr.data.encode import Encoders, is_domain_field
 from loractr.data.fingerprint import cache_key, fingerprint
 from loractr.data.fit import Fit
+from loractr.data.negatives import draw_negatives
 from loractr.data.piles import Piles, record_type
 from loractr.data.resolve import resolve
 from loractr.data.rows import Rows
-from loractr.data.sources import open_source
+from loractr.data.sources import Table, open_source
 from loractr.data.staging import Staged, stage
 from loractr.data.store import (
     SPLITS,
@@ -44,8 +45,8 @@ from loractr.data.store import (
 )
 from loractr.data.tally import Tally
 from loractr.data.vocabulary import ValueCounts, Vocabulary
-from loractr.errors import DataError, MissingColumnError, UsageError
-from loractr.schema import Schema
+from loractr.errors import ConfigError, DataError, MissingColumnError, UsageError
+from loractr.schema import Label, Schema
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +126,31 @@ def _table(
     """Raw rows, what to make of them, and the column of true probabilities if there is one."""
     if frame is not None and schema is not None:
         return frame.lazy(), schema, None
-    table = open_source(config)
+    table = _with_negatives(open_source(config), config)
     return table.frame, schema or resolve(config, table), table.oracle
+
+
+def _with_negatives(table: Table, config: DataConfig) -> Table:
+    """The clicks of `table` together with drawn negatives, where `config` asks for them."""
+    wanted = config.negatives
+    if wanted is None:
+        return table
+    user, item = wanted.user or table.user, wanted.item or table.item
+    divisions = tuple(config.divisions.values()) or table.divisions
+    if user is None or item is None or not divisions:
+        raise ConfigError(
+            ["data.negatives: negatives are drawn for users, from the items of a domain"],
+            fix="name the columns `user` and `item` in data.negatives, and a division.",
+        )
+    columns, domain = table.frame.collect_schema().names(), divisions[0].column
+    for column in (user, item, domain):
+        if column not in columns:
+            raise MissingColumnError(column, columns, wanted_by="`negatives`")
+    clicks = table.frame.select(dict.fromkeys((user, item, domain))).collect(engine="streaming")
+    drawn = draw_negatives(
+        clicks, user=user, item=item, domain=domain, config=wanted, fractions=wanted.fractions
+    )
+    return replace(table, frame=drawn.lazy(), label=Label())
 
 
 class _Preparation:

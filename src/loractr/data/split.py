@@ -279,11 +279,11 @@ def _offsets(ids: pl.Series, seed: int) -> NDArray[np.float64]:
 
 
 def _refuse_empty(split: Split, found: Codes) -> None:
-    counts = np.bincount(found, minlength=4)
+    counts = [np.count_nonzero(found == code) for code in range(len(NAMES))]
     for code, name in enumerate(NAMES):
         if not counts[code] and _wanted(split, code):
             raise DataError(
-                f"the {split.kind} split puts none of the {counts[:3].sum()} rows into {name}.",
+                f"the {split.kind} split puts none of the {sum(counts)} rows into {name}.",
                 fix="change `split`: its fractions, moments or column.",
             )
 

@@ -143,7 +143,7 @@ class IndependentLoop:
         return batch, weight / total[expert].clamp(min=1e-12)
 
     def _epoch(self, domain: int) -> float:
-        return self.step[domain] / self.batches[domain]
+        return self.step[domain] / max(self.batches[domain], 1)  # no batch: no training rows
 
     def _most(self, domain: int) -> int:
         """Steps after which a domain's epochs are used up; one epoch where nothing judges it."""

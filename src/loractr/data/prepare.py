@@ -146,7 +146,7 @@ def _with_negatives(table: Table, config: DataConfig) -> Table:
     for column in (user, item, domain):
         if column not in columns:
             raise MissingColumnError(column, columns, wanted_by="`negatives`")
-    clicks = table.frame.select(dict.fromkeys((user, item, domain))).collect(engine="streaming")
+    clicks = table.frame.select(*dict.fromkeys((user, item, domain))).collect(engine="streaming")
     drawn = draw_negatives(
         clicks, user=user, item=item, domain=domain, config=wanted, fractions=wanted.fractions
     )

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 from sklearn.metrics import log_loss, roc_auc_score
 
 from loractr.data.config import DataConfig, SyntheticOptions
@@ -115,8 +116,10 @@ def test_sizes_can_be_as_small_as_one():
     assert frame.height == 1
 
 
-def test_a_rank_above_the_latent_size_is_the_full_deviation():
-    assert generate(SyntheticOptions(rows=50, rank=64)).height == 50
+@pytest.mark.parametrize("options", [{"rank": 5}, {"rank": 0}, {"rows": 0}, {"row": 10}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ValidationError):
+        SyntheticOptions.model_validate(options)
 
 
 def test_truth_and_label_are_refused_as_inputs_and_the_truth_is_the_oracle():

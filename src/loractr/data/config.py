@@ -126,8 +126,8 @@ class SyntheticOptions(Record):
     domains: PositiveInt = 12
     zipf: float = 1.0
     """Domain sizes fall as 1 / rank ** zipf."""
-    rank: PositiveInt = 2
-    """Rank of each domain's deviation from the shared preference."""
+    rank: Annotated[PositiveInt, Bound(le=4)] = 2
+    """Rank of each domain's deviation from the shared preference; 4 is full rank."""
     deviation: float = 1.0
     """Strength of the domains' deviation; 0 makes them differ in base rate only."""
     seed: NonNegativeInt = 0

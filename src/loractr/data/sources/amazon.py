@@ -96,7 +96,10 @@ def _table(paths: dict[str, Path], label: Label) -> Table:
         default_fields=("reviewerID", "asin"),
         divisions=(Division(name="category", column="category"),),
         label=label,
-        post_outcome={"overall": "a reviewer gives stars after buying"},
+        post_outcome={
+            "overall": "a reviewer gives stars after buying",
+            "split": "it says whether a row is for training",
+        },
         user="reviewerID",
         item="asin",
     )

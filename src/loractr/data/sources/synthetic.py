@@ -115,10 +115,10 @@ class _World:
         price: Floats = np.exp(rng.normal(3.0, 1.0, options.items)).round(2)
         tag_effect = np.append(rng.normal(0, 0.5, _TAGS), 0.0)  # the last one is "none"
         tag_mean = tag_effect[tags].sum(axis=1) / (tags >= 0).sum(axis=1)
-        rank = min(options.rank, _LATENT)
-        left, right = (_directions(options.domains, _LATENT, rank, rng) for _ in range(2))
+        shape = (options.domains, _LATENT, options.rank)
+        left, right = (_directions(*shape, rng) for _ in range(2))
         # |A| = |identity|, so that <p, A q> varies as much as <p, q>, whatever the rank
-        strength = options.deviation * np.sqrt(_LATENT / rank)
+        strength = options.deviation * np.sqrt(_LATENT / options.rank)
         return cls(
             segment=segment,
             category=category,

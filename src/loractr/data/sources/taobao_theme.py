@@ -52,6 +52,7 @@ def open_source(config: DataConfig) -> Table:
         default_fields=("user_id", "item_id"),
         divisions=(Division(name="theme", column="theme_id"),),
         label=Label(column="label"),
+        post_outcome={"split": "it says whether a row is for training"},
         user="user_id",
         item="item_id",
     )

@@ -43,7 +43,7 @@ class Validated:
     best: bool
     scores: dict[str, float | None]
     domain: str | None = None
-    """Independent stages: whose expert this is about."""
+    """Whose expert or model this is about, where it is one domain's."""
 
     def dump(self) -> dict[str, Any]:
         """Plain values."""

@@ -145,6 +145,7 @@ class SharedLoop:
                 value=value,
                 best=better,
                 scores=plain_scores(scores),
+                domain=None if stage.rows is None else stage.rows[1],
             )
         )
         self.meter.forget_loss()

@@ -4,6 +4,7 @@
 #   make test     all checks: lint, format, types, tests (without the slow ones)
 #   make slow     the slow tests
 #   make docs     build the documentation into site/, warnings are errors
+#   make tree     write the tree of the package into README.md
 #   make bench    training rows per second, against FuxiCTR from PyPI
 #   make clean    remove .venv and everything that was built
 #
@@ -16,7 +17,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SPEC := pyproject.toml constraints.txt
 
-.PHONY: demo test slow docs bench clean
+.PHONY: demo test slow docs tree bench clean
 
 demo: .venv/installed
 	$(BIN)/loractr demo
@@ -32,6 +33,9 @@ slow: .venv/installed-dev
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+tree: .venv/bin/python
+	$(BIN)/python docs/tree.py
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/bench_training.py

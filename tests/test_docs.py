@@ -1,0 +1,56 @@
+"""What the documentation tells a reader to do works, in the order of the page, as written there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """(language, file name, text) of each fenced block."""
+    return [found.groups(default="") for found in FENCE.finditer(page.read_text())]
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run in `folder`, with this environment's commands first; a failure shows what was printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    shown = blocks(ROOT / "docs" / "tutorial" / "own-data.md")
+    assert {"python", "yaml", "sh"} <= {language for language, _, _ in shown}
+    for language, name, text in shown:
+        if name:
+            (tmp_path / name).write_text(text)
+        elif language == "sh":
+            run(["bash", "-euc", text], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    sources = [text for language, _, text in blocks(ROOT / "README.md") if language == "python"]
+    assert sources
+    for source in sources:
+        run([sys.executable, "-c", source], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("*.py")))
+def test_the_example_runs(example: str, tmp_path: Path) -> None:
+    run([sys.executable, str(ROOT / "examples" / example)], tmp_path)

@@ -80,14 +80,12 @@ def stage(source: pl.LazyFrame, columns: Sequence[str], path: Path) -> Staged:
 
 def _equal(file: pq.ParquetFile, columns: list[str]) -> Iterator[pl.DataFrame]:
     """Batches of BATCH_ROWS rows each (the last one of fewer), whatever the file's row groups."""
-    held: list[pl.DataFrame] = []
-    size = 0
-    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-        held.append(pl.DataFrame(pl.from_arrow(batch)).select(columns))
-        size += len(held[-1])
-        if size >= BATCH_ROWS:
-            whole = pl.concat(held)
-            yield whole.head(BATCH_ROWS)
-            held, size = [whole.slice(BATCH_ROWS)], size - BATCH_ROWS
-    if size:
-        yield pl.concat(held)
+    held = pl.DataFrame()
+    for group in range(file.num_row_groups):  # `iter_batches` would hold on to all it has read
+        read = pl.DataFrame(pl.from_arrow(file.read_row_group(group, columns))).select(columns)
+        held = pl.concat([held, read]) if len(held) else read
+        while len(held) >= BATCH_ROWS:
+            yield held.head(BATCH_ROWS)
+            held = held.slice(BATCH_ROWS)
+    if len(held):
+        yield held

@@ -19,7 +19,13 @@ from loractr.data import split as splits
 from loractr.data.config import DataConfig
 from loractr.data.prepare import cached, prepare
 from loractr.data.store import open_prepared
-from loractr.errors import DataError, MissingColumnError, UnknownDomainError, UsageError
+from loractr.errors import (
+    ConfigError,
+    DataError,
+    MissingColumnError,
+    UnknownDomainError,
+    UsageError,
+)
 from loractr.schema import Division, Field, Label, Schema
 
 SCHEMA = Schema(
@@ -444,3 +450,54 @@ def test_movielens_has_its_rows_in_each_split_by_domain_and_label(movielens, tmp
 
 def _lines(path):
     return path.read_text(encoding="latin-1").splitlines()
+
+
+def clicks(folder, **changes):
+    """Configuration of a log of clicks only: 30 users, 60 items, two domains."""
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "user": rng.integers(0, 30, 400),
+            "item": rng.integers(0, 60, 400),
+            "theme": rng.choice(["a", "b"], 400).tolist(),
+        }
+    ).unique(maintain_order=True)
+    folder.mkdir()
+    frame.write_parquet(folder / "clicks.parquet")
+    config = {
+        "source": "table",
+        "path": folder,
+        "fields": ["user", "item"],
+        "divisions": {"theme": {"column": "theme"}},
+        "negatives": {"user": "user", "item": "item"},
+        "split": {"kind": "column", "column": "split"},
+        **changes,
+    }
+    return frame, DataConfig.model_validate(config)
+
+
+def test_negatives_are_drawn_for_a_log_of_clicks(tmp_path):
+    frame, data = clicks(tmp_path / "log")
+    prepared = prepare(data, tmp_path / "out")
+    assert sum(s["positives"] for s in prepared.manifest["splits"].values()) == len(frame)
+    for split in prepared.manifest["splits"].values():
+        assert 0 < split["positives"] < split["rows"]
+    clicked = set(frame.rows())
+    values = {name: ["?", *v.values] for name, v in prepared.encoders.vocabularies.items()}
+    for (user, item, _), (domain,), label in zip(
+        prepared.train.ids.tolist(),
+        prepared.train.domains.tolist(),
+        prepared.train.label.tolist(),
+        strict=True,
+    ):
+        theme = prepared.schema.divisions[0].domains[domain]
+        assert ((values["user"][user], values["item"][item], theme) in clicked) == bool(label)
+
+
+def test_negatives_need_user_item_and_division(tmp_path):
+    _, data = clicks(tmp_path / "a", negatives={"item": "item"})
+    with pytest.raises(ConfigError, match="negatives are drawn for users"):
+        prepare(data, tmp_path / "out")
+    _, data = clicks(tmp_path / "b", negatives={"user": "user", "item": "movie"})
+    with pytest.raises(MissingColumnError, match="'movie', wanted by `negatives`"):
+        prepare(data, tmp_path / "out")

@@ -21,7 +21,6 @@ class ProgressBar:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
-            TextColumn("epoch {task.completed:.2f}/{task.total:g}"),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=self.console,
@@ -55,7 +54,10 @@ class ProgressBar:
                 self.task = self.progress.add_task(event.stage, total=None, numbers="")
             case Stepped():
                 if self.task is not None:
-                    numbers = f"{event.rows_per_second:,.0f} rows/s, loss {event.loss:.4f}"
+                    numbers = (
+                        f"epoch {event.epoch:.2f}/{event.epochs:g},"
+                        f" {event.rows_per_second:,.0f} rows/s, loss {event.loss:.4f}"
+                    )
                     self.progress.update(
                         self.task,
                         completed=event.epoch,

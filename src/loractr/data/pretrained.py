@@ -69,7 +69,7 @@ def _read(path: Path) -> pl.DataFrame:
 
 def _vectors(path: Path, table: pl.DataFrame) -> NDArray[np.float32]:
     columns = table.get_columns()[1:]
-    if len(columns) > 1:
+    if len(columns) > 1 or columns[0].dtype.is_numeric():
         vectors = pl.DataFrame(columns).cast(pl.Float32, strict=False).to_numpy()
     else:
         lists = columns[0]

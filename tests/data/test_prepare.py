@@ -415,6 +415,40 @@ def test_ctrl_c_leaves_nothing_or_everything_behind(tmp_path, wait):
     assert [p.name for p in tmp_path.iterdir()] == (["out"] if said == "done\n" else [])
 
 
+GROWTH = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import polars as pl
+from loractr.data.config import DataConfig
+from loractr.data.prepare import prepare
+folder, rows = Path(sys.argv[1]), int(sys.argv[2])
+(folder / "log").mkdir()
+for part in range(rows // 500_000):
+    rng = np.random.default_rng(part)
+    columns = {"user": rng.integers(0, 9999, 500_000), "item": rng.integers(0, 9999, 500_000)}
+    columns |= {"time": rng.random(500_000), "label": rng.integers(0, 2, 500_000)}
+    pl.DataFrame(columns).write_parquet(folder / "log" / f"{part:02d}.parquet")
+config = {"source": "table", "path": folder / "log", "fields": ["user", "item"]}
+config["split"] = {"kind": "temporal", "column": "time", "fractions": [0.8, 0.1, 0.1]}
+prepare(DataConfig.model_validate(config), folder / "out")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    peak = {}
+    for rows in (1_000_000, 8_000_000):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        command = [sys.executable, "-c", GROWTH, str(folder), str(rows)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peak[rows] = int(done.stdout)  # MiB
+    # two bytes a row, split and keep, are 13 MiB; the rows themselves, as staged, are 220 MiB
+    assert peak[8_000_000] - peak[1_000_000] < 100
+
+
 @pytest.mark.real_data
 def test_movielens_has_its_rows_in_each_split_by_domain_and_label(movielens, tmp_path):
     data = DataConfig.model_validate(

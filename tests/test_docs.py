@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from loractr.config import parse_config
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -29,6 +32,27 @@ def run(command: list[str], folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def settings_shown() -> list[tuple[str, str]]:
+    """(place, YAML) of each piece of configuration on any page; lines that repeat a key, which show
+    alternatives, one by one."""
+    shown = []
+    for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]):
+        for number, (language, _, text) in enumerate(blocks(page)):
+            keys = re.findall(r"^\w+(?=:)", text, re.MULTILINE)
+            pieces = text.splitlines() if len(keys) > len(set(keys)) else [text]
+            shown += [(f"{page.name}-{number}", piece) for piece in pieces if language == "yaml"]
+    return shown
+
+
+@pytest.mark.parametrize(("place", "text"), settings_shown())
+def test_every_setting_shown_is_one(place: str, text: str) -> None:
+    values = yaml.safe_load(text)
+    if not values.keys() & {"data", "model", "method", "training"}:
+        values = {"data": values}
+    values["data"] = {"source": "table", "path": "clicks.parquet"} | values.get("data", {})
+    parse_config({"method": {"name": "mix"}, **values})
 
 
 @pytest.mark.slow

@@ -27,6 +27,10 @@ from loractr.run import run
 
 BEGIN, END = "<!-- results: written by experiments/run.py -->", "<!-- end of results -->"
 
+OF_TRIAL = ("validation", "selection", "seconds")
+OF_RUN = ("test", *OF_TRIAL, "parameters", "rows_per_second", "seed", "versions")
+"""Parts of metrics.json that are kept of a run."""
+
 Settings = dict[str, Any]
 
 
@@ -87,11 +91,13 @@ def table(folder: Path, plan: Settings) -> str:
     """The results as Markdown: published beside ours, mean ± standard deviation over seeds."""
     where = plan["measure"].split(".")
     lines = [
-        f"| arm | published {plan['shown']} | {plan['shown']} | log loss | seeds | chosen | seconds |",
+        f"| arm | published {plan['shown']} | {plan['shown']} | log loss | seeds | chosen |"
+        " seconds |",
         "|---|--:|--:|--:|--:|---|--:|",
     ]
     for arm, told in plan["arms"].items():
-        results = [json.loads(p.read_text()) for p in sorted((folder / "results").glob(f"{arm}_*.json"))]
+        files = sorted((folder / "results").glob(f"{arm}_*.json"))
+        results = [json.loads(file.read_text()) for file in files]
         if not results:
             lines.append(f"| {arm} | {told.get('published', '–')} | not run | | | | |")
             continue
@@ -114,7 +120,8 @@ def table(folder: Path, plan: Settings) -> str:
 
 def spread(values: list[float]) -> str:
     """Mean ± standard deviation."""
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values) if len(values) > 1 else 0:.4f}"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
 
 
 def write_table(folder: Path, plan: Settings) -> None:
@@ -144,10 +151,16 @@ def main() -> None:
             points = settings_of(plan, arm)
             trials = {folder / "results" / "trials" / f"{name_of(arm, p)}.json": p for p in points}
             jobs = [
-                pool.submit(execute, configured(plan, arm, p, plan["seeds"][0], given.data), shown, t,
-                            ("validation", "selection", "seconds"))
-                for t, p in trials.items() if len(points) > 1 and not t.exists()
-            ]  # fmt: skip
+                pool.submit(
+                    execute,
+                    configured(plan, arm, point, plan["seeds"][0], given.data),
+                    shown,
+                    target,
+                    OF_TRIAL,
+                )
+                for target, point in trials.items()
+                if len(points) > 1 and not target.exists()
+            ]
             for job in jobs:
                 job.result()
             best = points[0]
@@ -158,11 +171,16 @@ def main() -> None:
             chosen.write_text(json.dumps({"settings": best}, indent=1) + "\n")
             finals = {s: folder / "results" / f"{arm}_seed-{s}.json" for s in plan["seeds"]}
             jobs = [
-                pool.submit(execute, configured(plan, arm, best, seed, given.data), shown, target,
-                            ("test", "validation", "selection", "parameters", "seconds", "rows_per_second",
-                             "seed", "versions"))
-                for seed, target in finals.items() if not target.exists()
-            ]  # fmt: skip
+                pool.submit(
+                    execute,
+                    configured(plan, arm, best, seed, given.data),
+                    shown,
+                    target,
+                    OF_RUN,
+                )
+                for seed, target in finals.items()
+                if not target.exists()
+            ]
             for job in jobs:
                 job.result()
             write_table(folder, plan)

@@ -50,43 +50,47 @@ def _rows(counts, seed):
     )
 
 
+def toy_data(train=(60, 25, 11), validation=(40, 30, 20), seed=0):
+    """Three domains of unequal size, unless told otherwise."""
+    schema = Schema(
+        fields=(
+            Field(name="user", size=USERS, unknown_rows=1),
+            Field(name="item", size=ITEMS, unknown_rows=1),
+            Field(name="age", kind="numerical"),
+            Field(name="tags", kind="sequence", size=TAGS, unknown_rows=1),
+        ),
+        divisions=(Division(name="tab", column="tab", domains=tuple("abcdef"[: len(train)])),),
+    )
+    return Prepared(schema, _rows(train, (seed, 0)), _rows(validation, (seed, 1)))
+
+
+def toy_model(data, method=None, *, seed=0, **options):
+    """A float64 model; the same seed gives the same weights."""
+    sizes = {"backbone": "mlp", "embedding_size": 4, "hidden_sizes": (6, 5)}
+    config = RunConfig(
+        data=DataConfig(source="synthetic"),
+        model=ModelConfig(embedding_std=0.3, **(sizes | options)),
+        method=method or Mix(name="mix"),
+        seed=seed,
+    )
+    return build(config, data.schema).double()
+
+
+def toy_mlora(**options):
+    """MLoRA of rank 2, unless told otherwise."""
+    return MLoRA(name="mlora", **({"rank": Rank(fixed=2)} | options))
+
+
 @pytest.fixture
 def make_data():
-    def make(train=(60, 25, 11), validation=(40, 30, 20), seed=0):
-        schema = Schema(
-            fields=(
-                Field(name="user", size=USERS, unknown_rows=1),
-                Field(name="item", size=ITEMS, unknown_rows=1),
-                Field(name="age", kind="numerical"),
-                Field(name="tags", kind="sequence", size=TAGS, unknown_rows=1),
-            ),
-            divisions=(Division(name="tab", column="tab", domains=tuple("abcdef"[: len(train)])),),
-        )
-        return Prepared(schema, _rows(train, (seed, 0)), _rows(validation, (seed, 1)))
-
-    return make
+    return toy_data
 
 
 @pytest.fixture
 def make_model():
-    """A float64 model; the same seed gives the same weights."""
-
-    def make(data, method=None, *, seed=0, **options):
-        sizes = {"backbone": "mlp", "embedding_size": 4, "hidden_sizes": (6, 5)}
-        config = RunConfig(
-            data=DataConfig(source="synthetic"),
-            model=ModelConfig(embedding_std=0.3, **(sizes | options)),
-            method=method or Mix(name="mix"),
-            seed=seed,
-        )
-        return build(config, data.schema).double()
-
-    return make
+    return toy_model
 
 
 @pytest.fixture
 def mlora():
-    def make(**options):
-        return MLoRA(name="mlora", **({"rank": Rank(fixed=2)} | options))
-
-    return make
+    return toy_mlora

@@ -166,9 +166,9 @@ class IndependentLoop:
             if scores is not None:
                 value, self.metrics[domain] = chosen_for_domain(scores, domain, self.stage.select)
             better = self.stoppers[domain].see(value, self._epoch(domain))
-            if scores is None:
+            if value is None:
                 self.stoppers[domain].stopped = False  # nothing to judge by: `_most` is the rule
-            if better or scores is None:
+            if better or value is None:
                 for name, parameter in self.trained.items():
                     self.best[name][domain] = parameter.detach()[domain]
             self.around.emit(

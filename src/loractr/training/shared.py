@@ -149,7 +149,7 @@ class SharedLoop:
             )
         )
         self.meter.forget_loss()
-        if scores is None:
+        if value is None:
             self.stopper.stopped = False  # nothing to judge by: the epochs asked for are the rule
 
     def _finish(self) -> StageResult:

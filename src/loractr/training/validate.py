@@ -44,8 +44,8 @@ class Validator:
 
 def chosen(scores: DomainScores | None, select: Select) -> tuple[float | None, Select]:
     """The value to maximise and the metric that it comes from: `select`, or log loss where that is
-    undefined (one class only). None without rows."""
-    if scores is None:
+    undefined (one class only). None without rows, or without any weight."""
+    if scores is None or math.isnan(scores.log_loss):
         return None, select
     value = -scores.log_loss if select == "log_loss" else float(getattr(scores, select))
     return (-scores.log_loss, "log_loss") if math.isnan(value) else (value, select)
@@ -55,9 +55,7 @@ def chosen_for_domain(
     scores: DomainScores, domain: int, select: Select
 ) -> tuple[float | None, Select]:
     """The same for one domain: its AUC, or its log loss where the AUC is undefined."""
-    if not scores.rows[domain]:
+    auc, loss = float(scores.domain_auc[domain]), float(scores.domain_log_loss[domain])
+    if math.isnan(loss):
         return None, select
-    auc = float(scores.domain_auc[domain])
-    if select == "log_loss" or math.isnan(auc):
-        return -float(scores.domain_log_loss[domain]), "log_loss"
-    return auc, select
+    return (-loss, "log_loss") if select == "log_loss" or math.isnan(auc) else (auc, select)

@@ -1,11 +1,13 @@
 """What a training method is: where it attaches adapters, and its recipe as a tuple of stages."""
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
+from loractr.errors import UsageError, some
 from loractr.schema import Record, Schema
 from loractr.stage import Stage
 
@@ -43,5 +45,31 @@ class Method(Record):
         return "none"
 
     def natural(self, schema: Schema) -> str:
-        """The division it works on, where one is enough."""
-        return self.divisions[0] if self.divisions else schema.divisions[0].name
+        """The division it works on, where one is enough.
+
+        Raises:
+            UsageError: the schema has no division, or none of the name that is asked for.
+        """
+        known = [division.name for division in schema.divisions]
+        wanted = self.divisions[0] if self.divisions else next(iter(known), None)
+        if wanted is None:
+            raise UsageError(
+                f"method {self.name!r} works on the domains of a division; the data has none.",
+                fix="set data.divisions, like {site: {column: site}}, or use method mix.",
+            )
+        if wanted not in known:
+            raise UsageError(
+                f"method.divisions names {wanted!r}; the data's divisions are {some(known)}."
+            )
+        return wanted
+
+
+class OneDivision(Method):
+    """Base of the methods that work on one division."""
+
+    @model_validator(mode="after")
+    def _one_division(self) -> Self:
+        if len(self.divisions) > 1:
+            many = ", ".join(self.divisions)
+            raise ValueError(f"{self.name} works on one division, not on {many}")
+        return self

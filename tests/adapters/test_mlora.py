@@ -8,7 +8,7 @@ from loractr.adapters import LowRankLinear, adapted
 from loractr.adapters.mlora import BACKBONE, EXPERTS, MLoRA, Rank
 from loractr.backbones import BACKBONES, ModelConfig
 from loractr.baselines.mix import Mix
-from loractr.config import RunConfig
+from loractr.config import METHODS, RunConfig
 from loractr.data.config import DataConfig
 from loractr.errors import AdapterError
 from loractr.layers.linear import Linear
@@ -128,9 +128,10 @@ def test_there_is_an_expert_for_each_domain_of_its_division(divisions, place, ex
     assert {layer.experts for _, layer in adapted(model.backbone)} == {experts}
 
 
-def test_more_than_one_division_is_refused():
-    with pytest.raises(ValidationError, match="mlora works on one division, not on tab, age"):
-        mlora(divisions=("tab", "age"))
+@pytest.mark.parametrize("name", ["mlora", "mix", "single", "finetune"])
+def test_more_than_one_division_is_refused(name):
+    with pytest.raises(ValidationError, match=f"{name} works on one division, not on tab, age"):
+        METHODS[name](name=name, divisions=("tab", "age"))
 
 
 def test_the_options_reach_the_layers():

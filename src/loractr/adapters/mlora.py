@@ -14,7 +14,7 @@ from loractr.adapters.attach import attach
 from loractr.adapters.low_rank import EXPERT_PARAMETERS, LowRankLinear
 from loractr.errors import AdapterError, some
 from loractr.layers.linear import Linear
-from loractr.method import Method
+from loractr.method import OneDivision
 from loractr.schema import Record, Schema
 from loractr.stage import Stage
 
@@ -74,7 +74,7 @@ class Rank(Record):
             )
 
 
-class MLoRA(Method):
+class MLoRA(OneDivision):
     """One expert per domain beside each target layer: y = W x + b + up_d down_d x + offset_d."""
 
     name: Literal["mlora"]
@@ -88,12 +88,6 @@ class MLoRA(Method):
     """A trained bias per domain; MLoRA has it."""
     recipe: Literal["joint", "two_stage"] = "joint"
     """joint: all from scratch. two_stage: the backbone first, then experts on a frozen backbone."""
-
-    @model_validator(mode="after")
-    def _one_division(self) -> Self:
-        if len(self.divisions) > 1:
-            raise ValueError(f"mlora works on one division, not on {', '.join(self.divisions)}")
-        return self
 
     def attach(
         self, backbone: nn.Module, schema: Schema, generator: torch.Generator

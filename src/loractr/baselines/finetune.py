@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from loractr.method import Method
+from loractr.method import OneDivision
 from loractr.stage import Stage
 
 
-class Finetune(Method):
+class Finetune(OneDivision):
     """The best mix model, copied and fully trained on each domain's rows with its own stopping."""
 
     name: Literal["finetune"]

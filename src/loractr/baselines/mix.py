@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from loractr.method import Method
+from loractr.method import OneDivision
 from loractr.stage import Stage
 
 
-class Mix(Method):
+class Mix(OneDivision):
     """One shared model on the rows of all domains.
 
     `recipe: tuned` memorises first, then trains all weights again from there with dropout on the

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from loractr.method import Method
+from loractr.method import OneDivision
 from loractr.stage import Stage
 
 
-class Single(Method):
+class Single(OneDivision):
     """D independent models, embeddings included."""
 
     name: Literal["single"]

@@ -138,9 +138,12 @@ class _Fits:
             self.checkpoints / name, minutes=self.config.training.checkpoint_minutes
         )
         saved = folder.read()
-        before = self.history.lines
+        told = len(saved.values["history"]["validations"]) if saved else 0
         self.history.fit = name
-        self.history.cut(before + (len(saved.values["history"]["validations"]) if saved else 0))
+        if saved is not None and saved.values["stage"] == len(stages):
+            self.history.skip(told)  # this fit is finished; lines of later ones may follow
+        else:
+            self.history.cut(self.history.lines + told)
         return fit(
             model,
             self.data,
@@ -157,7 +160,14 @@ class _Fits:
 
 
 def build_model(config: RunConfig, data: Data) -> CTRModel:
-    """A fresh model, with the ready embeddings that its fields ask for."""
+    """A fresh model, with the ready embeddings that its fields ask for.
+
+    Raises:
+        UsageError: the method wants a division that the data does not have.
+        LoractrError: as `load_pretrained` and `build`.
+    """
+    if config.method.divisions or config.method.domain_models != "none":
+        config.method.natural(data.schema)  # else some would fail hours later
     vocabularies = data.prepared.encoders.vocabularies
     pretrained = {
         field.name: torch.from_numpy(load_pretrained(field, vocabularies[field.name]))

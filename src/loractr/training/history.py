@@ -21,6 +21,10 @@ class HistoryFile:
         """Name of the fit whose lines come now."""
         self.lines = 0
 
+    def skip(self, lines: int) -> None:
+        """Count `lines` more of the lines that are there; what follows them stays."""
+        self.lines += lines
+
     def cut(self, lines: int) -> None:
         """Keep the first `lines` lines; new ones follow them."""
         self.lines = lines

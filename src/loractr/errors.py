@@ -18,6 +18,7 @@ starts with "Fix:", what to do. Each class also derives from the builtin that a 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class LoractrError(Exception):
@@ -34,6 +35,17 @@ class LoractrError(Exception):
         self.problem = problem
         self.fix = fix
         super().__init__(problem if fix is None else f"{problem}\nFix: {fix}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross from one process to another whole, whatever their class is made from."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[LoractrError], args: tuple[Any, ...], values: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(values)
+    return error
 
 
 class ConfigError(LoractrError, ValueError):

@@ -53,7 +53,8 @@ class TrainingConfig(Settings):
     stages: dict[str, StageSettings] = {}
     """Stage name → settings of its own, e.g. {adapt: {learning_rate: 1e-4}}."""
     checkpoint_minutes: NonNegativeFloat = 5.0
-    """Minutes between two checkpoints within an epoch; every validation makes one as well."""
+    """Minutes between two checkpoints within an epoch; every validation makes one as well, but for
+    those of single domains in an independent stage, of which there may be thousands."""
 
 
 class RunConfig(Record):

@@ -1,6 +1,7 @@
 """Stacked independent experts against D separate fits, each a plain torch loop (decision 4)."""
 
 import copy
+import logging
 import math
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from loractr.errors import TrainingError
 from loractr.schema import Division
 from loractr.stage import Stage
 from loractr.training import fit
+from loractr.training.checkpoint import CheckpointFolder
 from loractr.training.events import Validated
 
 SEED = 5
@@ -344,6 +346,33 @@ def test_the_assembled_model_may_be_judged_by_another_division(trained_backbone)
             scores[mine] = twin(batch_of(rows, mine, domain))
     expected = np.mean([roc_auc_score(rows.label[one], scores[one]) for one in index])
     assert history.stages[0].value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("keep_start", "said"), [(True, "stay as they are"), (False, "one epoch at most")]
+)
+def test_it_says_which_domains_nothing_judges(trained_backbone, caplog, keep_start, said):
+    data, model = trained_backbone()
+    data = replace(data, validation=without(data.validation, 1))
+    with caplog.at_level(logging.WARNING):
+        fit(model, data, [adapt(epochs=1, keep_start=keep_start)], seed=SEED)
+    assert "no validation rows of 'b': their experts" in caplog.text
+    assert said in caplog.text
+
+
+def test_checkpoints_come_by_the_clock_and_not_with_every_domains_validation(
+    trained_backbone, tmp_path
+):
+    data, model = trained_backbone()
+    writes = []
+
+    class Counted(CheckpointFolder):
+        def write(self, checkpoint):
+            writes.append(checkpoint.values["loop"])
+            super().write(checkpoint)
+
+    fit(model, data, [adapt(epochs=3)], seed=SEED, checkpoints=Counted(tmp_path, minutes=60))
+    assert writes == [None]  # the end of the stage alone
 
 
 def test_shared_weights_cannot_train_independently(trained_backbone):

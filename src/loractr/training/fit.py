@@ -170,7 +170,7 @@ class _Fit:
             )
         if not len(train):
             raise DataError(f"stage {stage.name!r} has no training rows (rows={stage.rows}).")
-        if not len(validation):
+        if not len(validation) and not stage.independent:  # that one speaks for itself
             log.warning(
                 "stage %s has no validation rows: nothing can tell when to stop or which weights"
                 " are best; it trains for %g epochs and keeps the last",

@@ -6,6 +6,7 @@ has its own Adam, order of rows, validations, patience and best weights. Only th
 move, and a domain that has stopped leaves the queue.
 """
 
+import logging
 import math
 import time
 from collections import deque
@@ -36,6 +37,8 @@ from loractr.training.loop import (
 from loractr.training.optimizer import ExpertAdam
 from loractr.training.stopping import Stopper
 from loractr.training.validate import Validator, chosen, chosen_for_domain
+
+log = logging.getLogger(__name__)
 
 
 class IndependentLoop:
@@ -87,15 +90,17 @@ class IndependentLoop:
             ]
             self._train(turn)
             due = [d for d in turn if self._is_due(d)]
-            pauses = bool(due) or time.monotonic() - saved > self.around.checkpoint_seconds
-            if pauses:
+            # by the clock alone: with many domains some validation is due at almost every step
+            saves = time.monotonic() - saved > self.around.checkpoint_seconds
+            if due or saves:
                 self.meter.pause()
             if due:
                 self._validate(due)
             self.queue.extend(d for d in turn if not self._is_done(d))
-            if pauses:
+            if saves:
                 self.around.checkpoint(self)
                 saved = time.monotonic()
+            if due or saves:
                 self.meter.start()
         return self._finish()
 
@@ -104,10 +109,19 @@ class IndependentLoop:
         validation rows nothing to be judged by, so with `keep_start` it stays as it is."""
         if self.stage.keep_start:
             self._validate(list(range(len(self.names))))
-        for domain in range(len(self.names)):
-            unjudged = not len(self.validation[domain].rows)
-            if len(self.rows[domain]) and not (unjudged and self.stage.keep_start):
-                self.queue.append(domain)
+        trained = [domain for domain, rows in enumerate(self.rows) if len(rows)]
+        unjudged = {domain for domain in trained if not len(self.validation[domain].rows)}
+        if unjudged:
+            log.warning(
+                "stage %s: no validation rows of %s: %s",
+                self.stage.name,
+                some(self.names[domain] for domain in sorted(unjudged)),
+                "their experts stay as they are, as keep_start asks for what is not judged better"
+                if self.stage.keep_start
+                else "their experts train for one epoch at most and keep the last weights",
+            )
+        left_alone = unjudged if self.stage.keep_start else set()
+        self.queue.extend(domain for domain in trained if domain not in left_alone)
 
     def _train(self, turn: list[int]) -> None:
         parts = [self._next_rows(domain) for domain in turn]

@@ -31,7 +31,7 @@ class Surroundings:
     """Seeds the order of rows; differs from stage to stage."""
     emit: Callable[[Event], None]
     checkpoint: Callable[["Loop"], None]
-    """Called after each validation and every few minutes."""
+    """Called every few minutes; of a stage with one stopper, after each validation as well."""
     checkpoint_seconds: float
 
     @property

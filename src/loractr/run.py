@@ -25,7 +25,7 @@ from loractr.evaluation import Metrics, evaluate
 from loractr.predict import assembled_logits, tabulate
 from loractr.training import fit
 from loractr.training.checkpoint import STATE, write_file
-from loractr.training.events import Callback
+from loractr.training.events import Callback, StageResult
 from loractr.training.fits import Data, Trained, build_model, train
 
 log = logging.getLogger(__name__)
@@ -262,9 +262,14 @@ def _selection(trained: Trained) -> dict[str, Any]:
         "stage": last.stage,
         "epoch": last.epoch,
         "kept_start": last.kept_start,
-        "stages": [stage.dump() for stage in trained.base.stages],
+        "stages": [_without_speed(stage) for stage in trained.base.stages],
         "domains": domains or last.domains,
     }
+
+
+def _without_speed(stage: StageResult) -> dict[str, Any]:
+    """What is the same in every run of one configuration; speeds have their own place."""
+    return {name: value for name, value in stage.dump().items() if name != "rows_per_second"}
 
 
 def _parameters(trained: Trained) -> dict[str, Any]:

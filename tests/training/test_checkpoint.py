@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -141,29 +142,31 @@ def test_bytes_that_are_no_text_are_noticed(folder):
         folder.read()
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond 200 bytes: as on a full disk, a write ends with an OSError."""
+    """No file may grow beyond 200 bytes: as on a full disk, a write ends with an OSError. For a
+    moment only, because it holds for pytest's own output too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(folder, request):
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(folder):
     write(folder)
-    request.getfixturevalue("full_disk")
-    with pytest.raises(TrainingError, match=r"no checkpoint could be written to .*File too large"):
+    told = r"no checkpoint could be written to .*File too large"
+    with pytest.raises(TrainingError, match=told), full_disk():
         write(folder, stage=2)
     assert folder.read().values == VALUES
     assert len(list(folder.path.iterdir())) == 2
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, request):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     write_file(path, b"before")
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(OSError, match="File too large"), full_disk():
         write_file(path, b"x" * 1000)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]

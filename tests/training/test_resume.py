@@ -23,8 +23,8 @@ from loractr.training.events import Stepped
 SEED = 4
 BASE = Stage(
     name="",
-    epochs=2,
-    batch_size=20,
+    epochs=1.5,
+    batch_size=24,
     learning_rate=0.03,
     patience=1,
     validate_every=0.5,
@@ -71,13 +71,12 @@ class CutAtEvent:
             self.seen += 1
 
 
-@pytest.fixture(params=["mix", "mix_tuned", "sparse", "joint", "two_stage"])
+@pytest.fixture(params=["mix", "sparse", "joint", "two_stage"])
 def world(request, make_data, make_model, mlora):
     """(data, a function that makes the fresh model, the recipe)"""
     data, base = make_data(), BASE
     method = {
-        "mix": Mix(name="mix"),
-        "mix_tuned": Mix(name="mix", recipe="tuned"),
+        "mix": Mix(name="mix", recipe="tuned"),
         "sparse": Mix(name="mix"),
         "joint": mlora(row_scale=True),
         "two_stage": mlora(recipe="two_stage"),
@@ -122,7 +121,7 @@ def test_a_power_cut_before_any_write_of_a_checkpoint(world, tmp_path, every_ste
     minutes = 0 if every_step else 1e9
     whole = Cut(tmp_path / "whole", minutes=minutes)
     run(world, whole)
-    for at in range(0, len(whole.writes), 3 if every_step else 1):
+    for at in range(0, len(whole.writes), 4 if every_step else 1):
         path = tmp_path / str(at)
         with pytest.raises(PowerCutError):
             run(world, Cut(path, minutes=minutes, at=at))
@@ -134,7 +133,7 @@ def test_a_power_cut_at_any_event(world, tmp_path):
     expected = run(world, None)
     counter = CutAtEvent(at=-1)
     run(world, None, [counter])
-    for at in range(counter.seen):
+    for at in range(0, counter.seen, 2):
         path = tmp_path / str(at)
         with pytest.raises(PowerCutError):
             run(world, CheckpointFolder(path, minutes=1e9), [CutAtEvent(at)])

@@ -44,13 +44,15 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """Normalised x; `route` is for the norm per domain that may stand in this layer's place."""
         trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
+        if x.shape[0] < 2:  # a branch, not a value: in a compiled graph the size is symbolic
+            trains = False
         return F.batch_norm(
             x,
             self.running_mean,
             self.running_var,
             self.weight,
             self.bias,
-            training=trains and x.shape[0] > 1,
+            training=trains,
             momentum=self.momentum,
             eps=self.eps,
         )

@@ -5,7 +5,7 @@
 #   make slow     the slow tests
 #   make docs     build the documentation into site/, warnings are errors
 #   make tree     write the tree of the package into README.md
-#   make bench    training rows per second, against FuxiCTR from PyPI
+#   make bench    training rows per second, against FuxiCTR from PyPI; reads DATA/ml-1m
 #   make clean    remove .venv and everything that was built
 #
 # torch goes first and is pinned by constraints.txt: asked for as a range, pip could take another
@@ -13,6 +13,7 @@
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 
 PYTHON ?= python3
+DATA ?= $(or $(LORACTR_DATA),../shared/data)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SPEC := pyproject.toml constraints.txt
@@ -20,7 +21,8 @@ SPEC := pyproject.toml constraints.txt
 .PHONY: demo test slow docs tree bench clean
 
 demo: .venv/installed
-	$(BIN)/loractr demo
+	rm -rf demo
+	$(BIN)/loractr demo --out demo
 
 test: .venv/installed-dev
 	$(BIN)/ruff check
@@ -37,8 +39,8 @@ docs: .venv/installed-docs
 tree: .venv/bin/python
 	$(BIN)/python docs/tree.py
 
-bench: .venv/installed-dev
-	$(BIN)/python benchmarks/bench_training.py
+bench: .venv/installed-bench
+	$(BIN)/python benchmarks/bench_training.py --data $(DATA)/ml-1m
 
 clean:
 	rm -rf .venv build dist site demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -58,6 +60,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv/installed-bench: .venv/installed
+	$(INSTALL) -e '.[bench]'
 	@touch $@
 
 .venv/installed-docs: .venv/installed

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
+from loractr.errors import TrainingError
 from loractr.evaluation.metrics import DomainScores
 from loractr.predict import logits
 from loractr.training.validate import Validator, chosen, chosen_for_domain
@@ -41,6 +42,14 @@ def test_routed_and_not_routed_differ(make_data, model):
     data = make_data()
     validator = Validator(data.schema, data.validation, 0)
     assert validator.scores(model).log_loss != validator.scores(model, routed=False).log_loss
+
+
+def test_a_model_that_gives_no_numbers_is_named_as_the_cause(make_data, model):
+    data = make_data()
+    with torch.no_grad():
+        model.head.bias.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"for 90 of 90 validation rows.\nFix: lower"):
+        Validator(data.schema, data.validation, 0).scores(model)
 
 
 def test_row_weights_count(make_data, model):

@@ -131,6 +131,7 @@ def test_a_key_of_another_method_is_unknown():
     [
         ({"seed": -1}, "seed: input should be greater than or equal to 0, not -1"),
         ({"seed": 1.5}, "seed: input should be a valid integer"),
+        ({"seed": 2**63}, "seed: input should be less than 9223372036854775808"),
         ({"training__batch_size": "many"}, "training.batch_size: input should be a valid integer"),
         ({"training__epochs": 0}, "training.epochs: input should be greater than 0, not 0"),
         ({"training__epochs": float("inf")}, "training.epochs: input should be a finite number"),
@@ -228,10 +229,10 @@ def test_a_message_never_names_a_class_of_ours():
         assert not re.search(r"Field|Rank|function|tuple\[|constrained", text), text
 
 
-@pytest.mark.parametrize("divisions", [["hour"], ["tab", "hour"]])
-def test_a_method_works_on_divisions_that_exist(divisions):
+@pytest.mark.parametrize("method", ["mix", "single", "finetune", "mlora"])
+def test_a_method_works_on_divisions_that_exist(method):
     values = changed(data__divisions={"tab": {"column": "tab"}})
-    values["method"] = {"name": "mix", "divisions": divisions}
+    values["method"] = {"name": method, "divisions": ["hour"]}
     (problem,) = problems(values)
     assert problem.endswith("method.divisions names 'hour'; data.divisions has 'tab'")
 

@@ -9,7 +9,6 @@ import yaml
 from pydantic import Field as Bound
 from pydantic import (
     NonNegativeFloat,
-    NonNegativeInt,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -64,7 +63,7 @@ class RunConfig(Record):
     model: ModelConfig = ModelConfig()
     method: MethodConfig
     training: TrainingConfig = TrainingConfig()
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Bound(ge=0, lt=2**63)] = 0
     """Initialisation and order of rows only; the split has a seed of its own."""
 
     @model_validator(mode="after")

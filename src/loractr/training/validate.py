@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loractr.data.rows import Rows
+from loractr.errors import TrainingError
 from loractr.evaluation.metrics import DomainScores, score
 from loractr.model import CTRModel
 from loractr.predict import logits
@@ -28,7 +29,11 @@ class Validator:
         return 1 if self.division is None else len(self.schema.divisions[self.division].domains)
 
     def scores(self, model: CTRModel, *, routed: bool = True) -> DomainScores | None:
-        """Metrics per domain; None without rows. `routed=False`: the backbone alone."""
+        """Metrics per domain; None without rows. `routed=False`: the backbone alone.
+
+        Raises:
+            TrainingError: the model gives some row no number.
+        """
         if not len(self.rows):
             return None
         assert self.rows.label is not None
@@ -38,6 +43,11 @@ class Validator:
             else self.rows.domains[:, self.division]
         )
         logit = logits(model, self.rows, self.schema, routed=routed)
+        if lost := int(np.isnan(logit).sum()):
+            raise TrainingError(
+                f"the model gives no number for {lost} of {len(self.rows)} validation rows.",
+                fix="lower training.learning_rate, set training.clip_norm, or scale large numbers.",
+            )
         weight = self.rows.weight
         return score(self.rows.label, logit, domain, self.domains, weight, logits=True)
 

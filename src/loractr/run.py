@@ -202,6 +202,7 @@ def _check_environment(folder: Path) -> None:
 
 def _finished(out: Path) -> Metrics:
     log.info("%s is finished already", out)
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # where it was killed just before this
     schema = json.loads((out / "artifact" / "schema.json").read_text())
     divisions = {division["name"]: division["domains"] for division in schema["divisions"]}
     return evaluate(pl.read_parquet(out / "predictions.parquet"), divisions)

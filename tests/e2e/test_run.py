@@ -119,9 +119,11 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(finished):
 
 def test_resuming_a_finished_run_changes_nothing(finished):
     written = (finished / "metrics.json").stat().st_mtime_ns
+    (finished / "checkpoint").mkdir()  # a kill between the last two steps of a run
     metrics = run(small(), finished, resume=True)
     assert metrics.as_dict() == json.loads((finished / "metrics.json").read_text())["test"]
     assert (finished / "metrics.json").stat().st_mtime_ns == written
+    assert not (finished / "checkpoint").exists()
 
 
 def test_resuming_with_another_configuration_names_what_differs(finished):

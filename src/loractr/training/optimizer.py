@@ -5,9 +5,11 @@ decay adds `weight_decay * w` to the gradient as the papers do; decoupled is Ada
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from loractr.errors import TrainingError
 from loractr.stage import Settings, Stage
@@ -62,21 +64,17 @@ class WholeAdam:
         groups = [(others, shared, stage.weight_decay), (tables, own, stage.table_weight_decay)]
         if groups[0][1:] == groups[1][1:]:
             groups = [(others + tables, *groups[0][1:])]
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if others or tables:
-            adam = torch.optim.AdamW if stage.decoupled else torch.optim.Adam
-            chosen = [
-                {"params": [trained[n] for n in names], "lr": rate, "weight_decay": decay}
-                for names, rate, decay in groups
-                if names
-            ]
-            self.optimizers.append(adam(chosen, betas=(BETA1, BETA2), eps=EPS, fused=True))
-        if lazy:
-            rows = [trained[n] for n in lazy]
-            self.optimizers.append(
-                torch.optim.SparseAdam(rows, lr=own, betas=(BETA1, BETA2), eps=EPS)
+        self.dense = [
+            _Fused({n: trained[n] for n in names}, rate, decay, decoupled=stage.decoupled)
+            for names, rate, decay in groups
+        ]
+        self.sparse = (
+            torch.optim.SparseAdam(
+                [trained[n] for n in lazy], lr=own, betas=(BETA1, BETA2), eps=EPS
             )
-        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+            if lazy
+            else None
+        )
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -87,13 +85,12 @@ class WholeAdam:
         """One update with the gradients at hand, `epoch` epochs into the stage."""
         if self.stage.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained.values(), self.stage.clip_norm)
-        if self.stage.warmup or self.stage.decay != "constant":
-            factor = rate_factor(self.stage, epoch)
-            for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-        for optimizer in self.optimizers:
-            optimizer.step()
+        factor = rate_factor(self.stage, epoch)
+        for group in self.dense:
+            group.step(factor)
+        if self.sparse is not None:
+            self.sparse.param_groups[0]["lr"] = self.stage.table_learning_rate * factor
+            self.sparse.step()  # type: ignore[no-untyped-call]
         self.updates += 1
         if self.average is not None and self.stage.ema is not None:
             weight = 1.0 - average_decay(self.stage.ema, self.updates)
@@ -109,10 +106,10 @@ class WholeAdam:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that a resumed run needs, by name."""
-        tensors = {}
-        for name, parameter in self.trained.items():
-            for optimizer in self.optimizers:
-                for key, value in optimizer.state.get(parameter, {}).items():
+        tensors = {key: value for group in self.dense for key, value in group.state()}
+        if self.sparse is not None:
+            for name in self.lazy:
+                for key, value in self.sparse.state.get(self.trained[name], {}).items():
                     tensors[f"adam.{key}.{name}"] = torch.as_tensor(value)
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.items()}
@@ -122,18 +119,71 @@ class WholeAdam:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Continue from what `state` returned."""
         self.updates = int(tensors["updates"])
-        for name, parameter in self.trained.items():
-            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"adam.{k}.{name}" in tensors]
-            if keys:
-                owner = self.optimizers[-1 if name in self.lazy else 0]
-                owner.state[parameter] = {
-                    k: tensors[f"adam.{k}.{name}"].to(parameter.device, copy=True) for k in keys
+        for group in self.dense:
+            for key, value in group.state():
+                value.copy_(tensors[key])
+        if self.sparse is not None and self.updates:
+            for name in self.lazy:
+                weight, state = self.trained[name], f"adam.{{}}.{name}".format
+                self.sparse.state[weight] = {
+                    "step": int(tensors[state("step")]),
+                    "exp_avg": tensors[state("exp_avg")].to(weight.device, copy=True),
+                    "exp_avg_sq": tensors[state("exp_avg_sq")].to(weight.device, copy=True),
                 }
-                if name in self.lazy:
-                    owner.state[parameter]["step"] = int(owner.state[parameter]["step"])
         if self.average is not None:
             for name, value in self.average.items():
                 value.copy_(tensors[f"average.{name}"])
+
+
+class _Fused:
+    """Adam over whole tensors of one learning rate and weight decay.
+
+    Calls torch's fused kernel through `torch.optim.adam.adam`: what torch.optim.Adam does around it
+    in each step costs a small model as much as the kernel. Same results, to the bit.
+    """
+
+    def __init__(
+        self, weights: dict[str, nn.Parameter], rate: float, decay: float, *, decoupled: bool
+    ) -> None:
+        self.rate, self.decay, self.decoupled = rate, decay, decoupled
+        self.held = {
+            name: (
+                weight,
+                torch.zeros_like(weight, requires_grad=False),
+                torch.zeros_like(weight, requires_grad=False),
+                torch.zeros((), device=weight.device),
+            )
+            for name, weight in weights.items()
+        }
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """One update of the weights that have a gradient, with `factor` times the learning rate."""
+        ready = [held for held in self.held.values() if held[0].grad is not None]
+        adam(
+            [weight for weight, _, _, _ in ready],
+            [weight.grad for weight, _, _, _ in ready if weight.grad is not None],
+            [first for _, first, _, _ in ready],
+            [second for _, _, second, _ in ready],
+            [],
+            [steps for _, _, _, steps in ready],
+            fused=True,
+            amsgrad=False,
+            beta1=BETA1,
+            beta2=BETA2,
+            lr=self.rate * factor,
+            weight_decay=self.decay,
+            eps=EPS,
+            maximize=False,
+            decoupled_weight_decay=self.decoupled,
+        )
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Moments and numbers of steps by name: the tensors themselves."""
+        for name, (_, first, second, steps) in self.held.items():
+            yield f"adam.exp_avg.{name}", first
+            yield f"adam.exp_avg_sq.{name}", second
+            yield f"adam.step.{name}", steps
 
 
 class ExpertAdam:

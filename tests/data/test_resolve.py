@@ -132,7 +132,14 @@ def test_weight_and_group_are_passed_on():
         ),
         ({"fields": []}, "data.fields: name at least one input"),
         ({"fields": ["user", "user"]}, "field 'user' is there twice"),
-        ({"fields": ["user", {"name": "domain_gender", "column": "raw"}]}, "is there twice"),
+        (
+            {"fields": ["user", {"name": "domain_gender", "column": "raw"}]},
+            "call yours something else, like {name: own_domain_gender, column: raw}",
+        ),
+        (
+            {"fields": [{"name": "domain_gender", "column": "raw"}], "domain_as_field": False},
+            "the name 'domain_gender' belongs to the domain as a field",
+        ),
         ({"fields": [{"name": "cost", "min_count": 2}]}, "min_count means nothing for a"),
         ({"divisions": {"d": {"column": "gendr"}}}, "data.divisions.d: no column 'gendr'; did"),
         ({"divisions": {"d": {"column": "dwell"}}}, "'dwell' is no input: it is time after"),

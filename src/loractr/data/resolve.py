@@ -39,8 +39,11 @@ def resolve(config: DataConfig, table: Table) -> Schema:
         for place, column in _others(config, label)
         if column not in columns
     ]
-    if config.domain_as_field and divisions:
-        fields.append(Field(name=f"domain_{divisions[0].name}"))
+    if divisions:
+        domain = Field(name=f"domain_{divisions[0].name}")
+        taken = _taken(domain.name, fields)
+        problems += taken
+        fields += [domain] if config.domain_as_field and not taken else []
     problems += _repeated([field.name for field in fields])
     if problems:
         raise ConfigError(problems)
@@ -131,6 +134,16 @@ def _unknown(what: str, name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {some(known)}"
     return f"no {what} {name!r}; {hint}"
+
+
+def _taken(name: str, fields: list[Field]) -> list[str]:
+    """The domain itself would be read in place of the column of such a field."""
+    return [
+        f"data.fields: the name {name!r} belongs to the domain as a field (`domain_as_field`); call"
+        f" yours something else, like {{name: own_{name}, column: {field.source_column}}}"
+        for field in fields
+        if field.name == name
+    ]
 
 
 def _repeated(names: list[str]) -> list[str]:

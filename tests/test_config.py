@@ -250,6 +250,39 @@ def test_settings_of_a_stage_come_from_training_where_it_has_none_of_its_own(fil
     assert adapt.independent
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"data__source": "table", "data__synthetic": {"rows": 5}},
+            "data: synthetic: means nothing for source 'table'",
+        ),
+        (
+            {"data__source": "movielens-1m", "data__domains": ["a"]},
+            "data: domains: means nothing for source 'movielens-1m'",
+        ),
+        (
+            {"model__backbone": "mlp", "model__cross": "matrix"},
+            "model: cross and cross_layers mean nothing for backbone 'mlp'",
+        ),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(values, expected):
+    assert problems(changed(**values)) == [expected]
+
+
+def test_the_tuned_recipe_leaves_alone_what_training_says():
+    values = changed(method={"name": "mix", "recipe": "tuned"}, training={"learning_rate": 0.01})
+    retrain = parse_config(values).stages()[1]
+    assert (retrain.dropout, retrain.embedding_dropout, retrain.ema) == (0.3, 0.4, 0.99)
+    assert retrain.learning_rate == pytest.approx(0.003)
+    values["training"] |= {"dropout": 0.1, "embedding_dropout": 0.2, "ema": 0.9}
+    values["training"]["embedding_learning_rate"] = 0.1
+    retrain = parse_config(values).stages()[1]
+    assert (retrain.dropout, retrain.embedding_dropout, retrain.ema) == (0.1, 0.2, 0.9)
+    assert retrain.table_learning_rate == pytest.approx(0.03)
+
+
 def test_a_setting_equal_to_the_default_still_counts_as_written():
     values = changed(training__epochs=5, training__stages={"joint": {"epochs": 100}})
     assert parse_config(values).stages()[0].epochs == 100

@@ -4,8 +4,9 @@ import json
 import logging
 import math
 import shutil
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -23,6 +24,7 @@ from loractr.environment import cache_folder, differences, environment, threads
 from loractr.errors import UsageError, some
 from loractr.evaluation import Metrics, evaluate
 from loractr.predict import assembled_logits, tabulate
+from loractr.stage import Stage
 from loractr.training import fit
 from loractr.training.checkpoint import STATE, write_file
 from loractr.training.events import Callback, StageResult
@@ -66,7 +68,7 @@ def run(
         started = time.perf_counter()
         prepared = cached(config.data, cache_folder() / "prepared")
         seconds = {"prepare": time.perf_counter() - started}
-        _check_environment(out / "checkpoint")
+        _check_environment(out / "checkpoint", device)
         started = time.perf_counter()
         data = Data.of(prepared)
         trained = train(config, data, out, callbacks=callbacks, device=device)
@@ -123,7 +125,7 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
     """
     data = Data.of(cached(config.data, cache_folder() / "prepared"))
     model = build_model(config, data)
-    recipe = config.stages() or _first_domain_stages(config, data)
+    recipe = (*config.stages(), *_first_domain_stages(config, data))
     batches = math.ceil(len(data.train) / config.training.batch_size)
     short = {"epochs": min(steps / batches, 1.0), "keep_start": False, "independent": False}
     probe = recipe[0].model_copy(update={**short, "rows": None, "trains": ("*",)})
@@ -146,7 +148,9 @@ def _one_seed(
     return run(config, folder, resume=resume, thread_count=thread_count, device=device)
 
 
-def _first_domain_stages(config: RunConfig, data: Data) -> Any:
+def _first_domain_stages(config: RunConfig, data: Data) -> tuple[Stage, ...]:
+    if config.method.domain_models == "none":
+        return ()
     name = config.method.natural(data.schema)
     return config.domain_stages(name, data.schema.division(name).domains[0])
 
@@ -189,9 +193,9 @@ def _nothing_left_of_a_false_start(out: Path) -> Iterator[None]:
         raise
 
 
-def _check_environment(folder: Path) -> None:
+def _check_environment(folder: Path, device: str) -> None:
     """Note the environment of the run; warn of every difference to the one it began in."""
-    path, now = folder / "environment.json", environment()
+    path, now = folder / "environment.json", {**environment(), "device": device}
     if path.exists():
         for difference in differences(json.loads(path.read_text()), now):
             log.warning("%s since the run began: weights may differ in their last bits", difference)
@@ -234,7 +238,7 @@ def _conclude(
         "selection": _selection(trained),
         "parameters": _parameters(trained),
         "seconds": seconds,
-        "rows_per_second": {stage.stage: stage.rows_per_second for stage in trained.results},
+        "rows_per_second": _by_stage(trained, "rows_per_second", statistics.mean),
         "optimizer": {stage.stage: stage.optimizer for stage in trained.results},
         "seed": config.seed,
         "versions": environment(),
@@ -278,4 +282,12 @@ def _parameters(trained: Trained) -> dict[str, Any]:
     shared = [trained.model] if trained.base.stages else []
     counts = [model.parameter_counts() for model in (*shared, *trained.domain_models.values())]
     totals = {name: sum(count[name] for count in counts) for name in counts[0]}
-    return {**totals, "trainable_by_stage": {s.stage: s.trainable for s in trained.results}}
+    return {**totals, "trainable_by_stage": _by_stage(trained, "trainable", sum)}
+
+
+def _by_stage(trained: Trained, name: str, over_fits: Callable[[list[Any]], Any]) -> dict[str, Any]:
+    """A number of every stage; where several fits have the stage, over all of them."""
+    found: dict[str, list[Any]] = {}
+    for result in trained.results:
+        found.setdefault(result.stage, []).append(getattr(result, name))
+    return {stage: over_fits(values) for stage, values in found.items()}

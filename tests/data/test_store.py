@@ -6,11 +6,14 @@ import threading
 from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 
 from loractr.data.aside import written_aside
+from loractr.data.config import DataConfig
 from loractr.data.encode import Encoders
 from loractr.data.piles import Piles
+from loractr.data.prepare import prepare
 from loractr.data.rows import FIXED, Rows
 from loractr.data.store import FORMAT, SPLITS, SplitWriter, open_prepared, write_manifest
 from loractr.errors import DataError, UsageError
@@ -111,6 +114,20 @@ def test_a_truncated_file_is_refused_by_name(prepared):
     file = out / "train" / "numbers.npy"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(DataError, match=r"damaged: train/numbers\.npy has 404 bytes; 408 bytes"):
+        open_prepared(out)
+
+
+def test_an_altered_vocabulary_is_refused_by_name(tmp_path):
+    out = tmp_path / "prepared"
+    schema = Schema(fields=(Field(name="a"),))
+    data = DataConfig(source="table", split={"kind": "random"})
+    frame = pl.DataFrame({"a": list(range(40)), "label": [0, 1] * 20})
+    prepare(data, out, frame=frame, schema=schema)
+    file = out / "vocabulary" / "a.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged: vocabulary/a\.parquet is not what was written"):
         open_prepared(out)
 
 

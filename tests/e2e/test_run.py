@@ -214,6 +214,13 @@ def test_dry_run_measures_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_counts_the_fits_of_single_domains():
+    found = dry_run(parse_config({**SMALL, "method": {"name": "finetune"}}))
+    assert found["stages"] == ["pretrain", "finetune"]
+    epochs = 2 * SMALL["training"]["epochs"]
+    assert found["most_seconds"] == pytest.approx(epochs * found["seconds_per_epoch"])
+
+
 def test_labels_outside_zero_and_one_stop_the_run_and_say_so(tmp_path):
     path = one_class_log(tmp_path / "log.parquet")
     pl.read_parquet(path).with_columns(label=pl.col("label") * 2).write_parquet(path)

@@ -254,6 +254,7 @@ def test_a_lazy_step_leaves_all_other_rows_alone():
         ({"weight_decay": 0.1, "embedding_weight_decay": 0.0}, ["large", "first_order"]),
         ({"embedding_weight_decay": 0.1}, []),
         ({"clip_norm": 1.0}, []),
+        ({"ema": 0.9}, []),
     ],
 )
 def test_auto_is_lazy_on_large_tables_where_nothing_needs_every_row(monkeypatch, settings, lazy):

@@ -1,9 +1,9 @@
 """The `model` section of a configuration."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field as Bound
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from loractr.layers.cross import CrossKind
 from loractr.layers.mlp import DropoutPosition
@@ -39,3 +39,9 @@ class ModelConfig(Record):
     """dcn: number of crosses."""
     cross: CrossKind = "vector"
     """dcn: vector (DCN) or matrix (DCN-V2)."""
+
+    @model_validator(mode="after")
+    def _options_fit_the_backbone(self) -> Self:
+        if self.backbone != "dcn" and (self.cross_layers, self.cross) != (2, "vector"):
+            raise ValueError(f"cross and cross_layers mean nothing for backbone {self.backbone!r}")
+        return self

@@ -15,7 +15,8 @@ class Mix(OneDivision):
 
     name: Literal["mix"]
     recipe: Literal["paper", "tuned"] = "paper"
-    """paper: one stage. tuned: a second stage with a smaller step, dropout and weight average."""
+    """paper: one stage. tuned: a second stage with a smaller step, dropout and weight average,
+    where `training` says nothing else about them."""
 
     def stages(self, base: Stage) -> tuple[Stage, ...]:
         """train; with `tuned` also retrain, whose settings `training.stages` can change."""
@@ -25,8 +26,9 @@ class Mix(OneDivision):
         retrain = {
             "name": "retrain",
             "learning_rate": base.learning_rate * 0.3,
-            "dropout": 0.3,
-            "embedding_dropout": 0.4,
-            "ema": 0.99,
+            "embedding_learning_rate": base.table_learning_rate * 0.3,
+            "dropout": 0.3 if base.dropout is None else base.dropout,
+            "embedding_dropout": 0.4 if base.embedding_dropout is None else base.embedding_dropout,
+            "ema": base.ema or 0.99,
         }
         return (train, base.model_copy(update=retrain))

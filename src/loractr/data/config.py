@@ -176,6 +176,15 @@ class DataConfig(Record):
     """Sources made of one file per domain (Amazon): which ones; all known when absent.
     Taobao: an integer-like text, the first N themes."""
 
+    @model_validator(mode="after")
+    def _options_fit_the_source(self) -> Self:
+        if self.source != "synthetic" and self.synthetic != SyntheticOptions():
+            raise ValueError(f"synthetic: means nothing for source {self.source!r}")
+        per_file = ("amazon-2014", "amazon-2018", "taobao-theme")
+        if self.domains is not None and self.source not in per_file:
+            raise ValueError(f"domains: means nothing for source {self.source!r}")
+        return self
+
     @field_validator("divisions", mode="before")
     @classmethod
     def _name_divisions(cls, value: Any) -> Any:

@@ -1,7 +1,6 @@
 """history.jsonl: every validation of a run, a line each."""
 
 import json
-import os
 from pathlib import Path
 
 from loractr.training.events import Event, Validated
@@ -41,6 +40,4 @@ class HistoryFile:
             line = json.dumps({"fit": self.fit, **event.dump()}, ensure_ascii=False)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-                file.flush()
-                os.fsync(file.fileno())
             self.lines += 1

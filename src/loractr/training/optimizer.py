@@ -38,13 +38,15 @@ def average_decay(ema: float, updates: int) -> float:
 def lazy_tables(stage: Stage, trained: dict[str, nn.Parameter]) -> list[str]:
     """Names of the embedding tables that are updated lazily, row by row, in this stage.
 
-    `auto` never chooses them beside weight decay or clipping, which need every row of a table in
-    every step.
+    `auto` never chooses them beside weight decay, clipping or a weight average, which need every
+    row of a table in every step.
     """
     tables = [name for name in trained if name.startswith("embedding.tables.")]
     if stage.embedding_updates == "sparse":
         return tables
     if stage.embedding_updates == "dense" or stage.table_weight_decay or stage.clip_norm:
+        return []
+    if stage.ema is not None:
         return []
     return [name for name in tables if len(trained[name]) > SPARSE_ROWS]
 

@@ -120,7 +120,7 @@ class SharedLoop:
                 seed,
                 temperature=stage.sampling.temperature,
             )
-        on_disk = isinstance(train.ids, np.memmap)
+        on_disk = isinstance(train.row, np.memmap)
         return shuffled(len(train), stage.batch_size, seed, on_disk=on_disk)
 
     def _validate(self) -> None:

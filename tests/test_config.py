@@ -394,6 +394,12 @@ def test_bad_yaml_is_told_with_its_line(file, text):
         load_config(file(text))
 
 
+def test_a_key_given_twice_is_told_with_its_line(file):
+    path = file("data: {source: synthetic}\nmethod: {name: mix}\nseed: 1\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"(?s)'seed' is there more than once.*line 3"):
+        load_config(path)
+
+
 @pytest.mark.parametrize("text", ["", "3", "[data, method]", "# all commented out"])
 def test_a_file_without_sections_is_told(file, text):
     with pytest.raises(ConfigError, match=r"must hold `data:`, `method:` and so on, not"):

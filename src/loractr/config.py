@@ -128,7 +128,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file cannot be read, or with every problem found in it.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror or error}"]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -170,6 +170,19 @@ def dump_config(config: RunConfig) -> str:
             for one in config.data.fields
         ]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML itself would keep the last of two equal keys, in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, if each key is there once."""
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                problem = f"key {key.value!r} is there more than once"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -313,6 +313,11 @@ def test_a_frame_needs_a_schema(tmp_path):
         prepare(config(), tmp_path / "out", frame=log())
 
 
+def test_negatives_are_not_drawn_for_a_frame(tmp_path):
+    with pytest.raises(UsageError, match="not for a frame"):
+        prepare(config(negatives={}), tmp_path / "out", frame=log(), schema=SCHEMA)
+
+
 def without(column):
     return log().drop(column)
 

@@ -75,6 +75,11 @@ def prepare(
     """
     if frame is not None and schema is None:
         raise UsageError("a frame was given without a schema.", fix="pass schema=Schema(...) too.")
+    if frame is not None and config.negatives is not None:
+        raise UsageError(
+            "negatives are drawn for a source, not for a frame.",
+            fix="call loractr.data.negatives.draw_negatives on the frame, and leave them out here.",
+        )
     source = [] if frame is not None else fingerprint(config)
     key = None if frame is not None else cache_key(config, schema, source)
     if (found := _reusable(out, key)) is not None:

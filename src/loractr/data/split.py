@@ -3,6 +3,7 @@
 The draw depends on (seed, order of the rows) alone. Exact sizes without holding the rows: a batch
 of k rows gets as many of each split as a hand of k cards would from the deck that is left
 (hypergeometric), dealt to its rows at random. That is the law of drawing from all rows at once.
+NumPy draws such hands from decks of up to 10⁹ rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -3,6 +3,7 @@
 #   make demo     install into .venv and run the whole way on synthetic data
 #   make test     all checks: lint, format, types, tests (without the slow ones)
 #   make slow     the slow tests
+#   make lowest   the tests on the lower end of every version range, in an environment of their own
 #   make docs     build the documentation into site/, warnings are errors
 #   make tree     write the tree of the package into README.md
 #   make bench    training rows per second, against FuxiCTR from PyPI; reads DATA/ml-1m
@@ -18,7 +19,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SPEC := pyproject.toml constraints.txt
 
-.PHONY: demo test slow docs tree bench clean
+.PHONY: demo test slow lowest docs tree bench clean
 
 demo: .venv/installed
 	rm -rf demo
@@ -33,6 +34,9 @@ test: .venv/installed-dev
 slow: .venv/installed-dev
 	$(BIN)/pytest -q -m slow
 
+lowest: .venv-lowest/installed
+	.venv-lowest/bin/pytest -q -m "not slow"
+
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
@@ -43,7 +47,13 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/bench_training.py --data $(DATA)/ml-1m
 
 clean:
-	rm -rf .venv build dist site demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lowest build dist site demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt torch
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[dev]'
+	@touch $@
 
 # Stamps: an install runs again only when pyproject.toml or constraints.txt changed.
 

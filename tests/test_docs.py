@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,12 @@ def test_every_setting_shown_is_one(place: str, text: str) -> None:
         values = {"data": values}
     values["data"] = {"source": "table", "path": "clicks.parquet"} | values.get("data", {})
     parse_config({"method": {"name": "mix"}, **values})
+
+
+def test_the_tree_in_the_readme_is_the_package() -> None:
+    shown = runpy.run_path(str(ROOT / "docs" / "tree.py"))
+    readme = (ROOT / "README.md").read_text()
+    assert shown["with_tree"](readme) == readme, "run `make tree`"
 
 
 @pytest.mark.slow

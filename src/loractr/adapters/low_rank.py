@@ -38,7 +38,7 @@ class LowRankLinear(nn.Module):
         offset: One more bias per expert and output, zero at the start (MLoRA's c, MultiLoRA's b).
         generator: Source of the random initial weights.
 
-    Parameters:
+    Weights:
         down (E, r, in), Glorot normal per expert (fans in and r); up (E, out, r), zero;
         row_scale (E, out); offset (E, out).
 

@@ -247,3 +247,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         written_aside(tmp_path / "file" / "out"),
     ):
         pass
+
+
+def test_an_interrupt_that_comes_as_a_panic_of_polars_is_an_interrupt(tmp_path):
+    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "out"):
+        raise pl.exceptions.PanicException("called `Result::unwrap()`: KeyboardInterrupt()")
+    with pytest.raises(pl.exceptions.PanicException), written_aside(tmp_path / "out"):
+        raise pl.exceptions.PanicException("something else")
+    assert list(tmp_path.iterdir()) == []

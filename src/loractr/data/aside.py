@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from polars.exceptions import ComputeError
+from polars.exceptions import ComputeError, PanicException
 
 from loractr.errors import DataError, LoractrError
 
@@ -32,8 +32,10 @@ def written_aside(out: Path) -> Iterator[Path]:
             aside.mkdir()
             yield aside
             _take_place(aside, out)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, PanicException) and "KeyboardInterrupt" in str(error):
+                raise KeyboardInterrupt from error  # Ctrl-C in the middle of a call into Polars
             raise
     except OSError as error:
         if isinstance(error, LoractrError):

@@ -127,6 +127,7 @@ class PlainDeepFM(nn.Module):
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]
             nn.init.xavier_normal_(layers[-2].weight)
+            nn.init.zeros_(layers[-2].bias)
         self.tower = nn.Sequential(*layers[:-1])
 
     def forward(self, ids: Tensor) -> Tensor:

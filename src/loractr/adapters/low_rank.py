@@ -7,6 +7,8 @@ and die alone. *Stacked*, for soft routes and for compiled or exported graphs: a
 in one product, weights, all `up` in one product; no loop, but a cost that grows with the experts.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -149,7 +151,7 @@ class _Segments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         shared: Tensor,
         x: Tensor,
         down: Tensor,
@@ -172,24 +174,22 @@ class _Segments(torch.autograd.Function):
         else:
             out = torch.empty_like(out).index_copy_(0, groups.order, out)
         ctx.save_for_backward(sorted_x, inner, down, up)
-        ctx.groups, ctx.spans, ctx.offset = groups, spans, offset is not None  # type: ignore[attr-defined]
+        ctx.groups, ctx.spans, ctx.offset = groups, spans, offset is not None
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        x, inner, down, up = ctx.saved_tensors  # type: ignore[attr-defined]
-        groups, spans = ctx.groups, ctx.spans  # type: ignore[attr-defined]
-        wants_x = ctx.needs_input_grad[1]  # type: ignore[attr-defined]
-        wants_weights = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, down, up = ctx.saved_tensors
+        groups, spans = ctx.groups, ctx.spans
+        wants_x = ctx.needs_input_grad[1]
+        wants_weights = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         g = grad if groups.order is None else grad[groups.order]
         dx = torch.zeros_like(x) if wants_x else None
         ddown, dup = (
             (torch.zeros_like(down), torch.zeros_like(up)) if wants_weights else (None, None)
         )
-        doffset = g.new_zeros(up.shape[:2]) if ctx.offset and ctx.needs_input_grad[4] else None  # type: ignore[attr-defined]
+        doffset = g.new_zeros(up.shape[:2]) if ctx.offset and ctx.needs_input_grad[4] else None
         for expert, start, stop in spans:
             rows = g[start:stop]
             dinner = rows @ up[expert]

@@ -1,9 +1,12 @@
 """`Rows`: encoded rows as packed columns; the encoder makes them, store and loader pass them on."""
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Value = TypeVar("Value", bound=np.generic)
 
 FIXED = ("ids", "numbers", "domains", "row", "label", "weight", "group", "oracle")
 """Columns with one entry a row, in contrast to sequences; those from `label` on may be None."""
@@ -33,18 +36,18 @@ class Rows:
     def take(self, index: NDArray[np.int64]) -> "Rows":
         """The rows at `index` (K,), in that order, as copies in memory."""
 
-        def pick(column: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
-            return None if column is None else np.ascontiguousarray(column[index])
+        def pick(column: NDArray[Value] | None) -> NDArray[Value] | None:
+            return None if column is None else column[index]
 
         return Rows(
             ids=self.ids[index],
             numbers=self.numbers[index],
             domains=self.domains[index],
             row=self.row[index],
-            label=pick(self.label),  # type: ignore[arg-type]
-            weight=pick(self.weight),  # type: ignore[arg-type]
-            group=pick(self.group),  # type: ignore[arg-type]
-            oracle=pick(self.oracle),  # type: ignore[arg-type]
+            label=pick(self.label),
+            weight=pick(self.weight),
+            group=pick(self.group),
+            oracle=pick(self.oracle),
             sequences={name: take_bags(*bags, index) for name, bags in self.sequences.items()},
         )
 

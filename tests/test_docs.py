@@ -63,6 +63,7 @@ def test_the_tree_in_the_readme_is_the_package() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a dozen processes, two of which train: minutes on a busy machine
 def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     shown = blocks(ROOT / "docs" / "tutorial" / "own-data.md")
     assert {"python", "yaml", "sh"} <= {language for language, _, _ in shown}

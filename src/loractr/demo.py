@@ -1,4 +1,10 @@
-"""The whole way on the synthetic click log, whose best possible score is known."""
+"""The whole way on the synthetic click log, whose best possible score is known.
+
+The log is made so that domains differ in a way that adapters can learn: the demo shows that the
+method finds what is there, not how much it gains on real data. Its settings are the one of four
+tried, on one seed and with test scores in view, where mlora leads mix by most (by .023 in WAUC; in
+the other three by .012 to .018).
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

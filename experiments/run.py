@@ -5,7 +5,8 @@
 Every run is one JSON file in the experiment's results/ and is skipped when it is there, so the
 script can be stopped and started at any time. `trials/` holds the runs that choose (validation
 numbers only: a run always scores its test rows, but a trial's test numbers are thrown away unread),
-`results/` itself the chosen setting, seed by seed. At the end the table in the experiment's README is written anew.
+`results/` itself the chosen setting, seed by seed. At the end the table in the experiment's README
+is written anew.
 """
 
 import argparse

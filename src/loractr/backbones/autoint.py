@@ -5,6 +5,7 @@ import torch
 from loractr.backbones.config import ModelConfig
 from loractr.backbones.features import Backbone, Hidden, Pairwise, deep_tower
 from loractr.batch import Route
+from loractr.errors import ConfigError
 from loractr.layers.attention import Attention
 from loractr.layers.embedding import Embedded, Widths
 
@@ -14,6 +15,7 @@ class AutoInt(Backbone):
 
     Source: Song et al., AutoInt, CIKM 2019 (AutoInt+, the form with a tower). The linear term is
     DeepCTR's.
+    Raises: ConfigError: there are numbers only, and they take no part in interactions.
     """
 
     uses_first_order = True
@@ -29,6 +31,12 @@ class AutoInt(Backbone):
             std=config.embedding_std,
             generator=generator,
         )
+        if not self.pairwise.fields:
+            raise ConfigError(
+                ["backbone 'autoint' lets field vectors attend to each other, but has none"],
+                fix="add a field, let numbers take part (model.numbers_in_interactions: true),"
+                " or choose backbone 'mlp' or 'wide_deep'.",
+            )
         self.attention = Attention(
             widths.size,
             config.attention_layers,

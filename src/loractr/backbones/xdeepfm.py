@@ -5,6 +5,7 @@ import torch
 from loractr.backbones.config import ModelConfig
 from loractr.backbones.features import Backbone, Hidden, Pairwise, deep_tower
 from loractr.batch import Route
+from loractr.errors import ConfigError
 from loractr.layers.cin import CIN
 from loractr.layers.embedding import Embedded, Widths
 
@@ -12,8 +13,9 @@ from loractr.layers.embedding import Embedded, Widths
 class XDeepFM(Backbone):
     """logit = head([cin(e_1 … e_M), tower(flat)]) + linear.
 
-    Source: Lian et al., xDeepFM, KDD 2018. What MLoRA's published code runs under this name is
-    DeepFM: its dispatch looks for "deepfm" in the name first.
+    Source: Lian et al., xDeepFM, KDD 2018. The MLoRA authors' code runs DeepFM under this name: it
+    looks for "deepfm" in the name first.
+    Raises: ConfigError: there are numbers only, and they take no part in interactions.
     """
 
     uses_first_order = True
@@ -29,6 +31,12 @@ class XDeepFM(Backbone):
             std=config.embedding_std,
             generator=generator,
         )
+        if not self.pairwise.fields:
+            raise ConfigError(
+                ["backbone 'xdeepfm' multiplies field vectors, but has none"],
+                fix="add a field, let numbers take part (model.numbers_in_interactions: true),"
+                " or choose backbone 'mlp' or 'wide_deep'.",
+            )
         self.cin = CIN(
             self.pairwise.fields,
             config.cin_sizes,

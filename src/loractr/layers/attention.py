@@ -66,7 +66,8 @@ class AttentionLayer(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(N, M, heads · size) → (N, heads, M, size)."""
-        return x.unflatten(2, (self.heads, self.size)).transpose(1, 2)
+        rows, fields, _ = x.shape
+        return x.reshape(rows, fields, self.heads, self.size).transpose(1, 2)
 
 
 class Attention(nn.Module):

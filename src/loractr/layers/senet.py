@@ -14,7 +14,8 @@ class SENET(nn.Module):
         z_i = mean_k e_ik,    a = ReLU(W_2 ReLU(W_1 z)),    v_i = a_i e_i
 
     A fresh one has Glorot normal W_1 and W_2; there are no biases. Its products are `squeeze`
-    (W_1, F → max(1, F // reduction)) and `excite` (W_2, back to F).
+    (W_1, F → max(1, F // reduction)) and `excite` (W_2, back to F). A field whose row of W_2 is
+    negative throughout has weight 0 for every input, and no gradient: that is the paper's design.
 
     Args:
         fields: F, at least one.

@@ -12,8 +12,10 @@ LEVELS = [
     {"errors"},
     {"schema", "batch", "environment"},
     {"stage"},
-    {"data", "layers", "evaluation", "method"},
-    {"backbones", "adapters", "baselines"},
+    {"data", "layers", "evaluation"},
+    {"backbones"},
+    {"method"},
+    {"adapters", "baselines"},
     {"config"},
     {"model"},
     {"predict"},
@@ -24,7 +26,7 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-FORBIDDEN = {"serving": {"training", "lifecycle"}}
+FORBIDDEN = {"serving": {"training", "lifecycle"}, "adapters": {"backbones"}}
 """Lower levels that a part may not see all the same."""
 THIRD_PARTIES = {"evaluation": {"numpy", "polars"}}
 """Parts that stay usable by themselves: all that they may import from elsewhere."""

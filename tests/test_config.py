@@ -140,7 +140,7 @@ def test_a_key_of_another_method_is_unknown():
         ({"training__select": "auc"}, "training.select: input should be 'mean_auc', 'wauc'"),
         ({"training__sampling": 3}, "training.sampling: expected settings, as `key: value`, not 3"),
         ({"training__stages": {"joint": {"epochs": "x"}}}, "training.stages.joint.epochs: input"),
-        ({"model__backbone": "deefm"}, "model.backbone: input should be 'mlp', 'deepfm' or 'dcn'"),
+        ({"model__backbone": "deefm"}, "model.backbone: input should be 'mlp', 'wide_deep', 'nfm'"),
         ({"model__dropout": 1.0}, "model.dropout: input should be less than 1, not 1.0"),
         ({"model__hidden_sizes": []}, "model.hidden_sizes: tuple should have at least 1 item"),
         ({"model__hidden_sizes": 5}, "model.hidden_sizes: expected a list, not 5"),
@@ -263,7 +263,7 @@ def test_settings_of_a_stage_come_from_training_where_it_has_none_of_its_own(fil
         ),
         (
             {"model__backbone": "mlp", "model__cross": "matrix"},
-            "model: cross and cross_layers mean nothing for backbone 'mlp'",
+            "model: cross means nothing for backbone 'mlp'",
         ),
     ],
 )
@@ -479,7 +479,10 @@ def test_the_names_of_backbones_are_one_list():
 
 def test_every_setting_of_a_stage_but_its_role_can_be_configured():
     roles = set(Stage.model_fields) - set(Settings.model_fields)
-    assert roles == {"name", "trains", "rows", "route", "independent"}
+    assert roles == {
+        *("name", "trains", "rows", "route", "division", "independent"),
+        *("experts_per_domain", "inherits"),
+    }
 
 
 def test_configurations_cannot_be_changed():

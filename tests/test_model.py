@@ -147,7 +147,7 @@ def test_the_seed_alone_decides_the_weights_and_the_shared_part_starts_alike_eve
 def test_adapters_follow_the_batchs_route_row_by_row():
     config = run_config({"name": "mlora", "rank": {"fixed": 2}, "divisions": ["age"]})
     made = build(config, schema()).double().eval()
-    assert made.divisions == (1,)
+    assert made.routing.divisions == (1,)
     for _, layer in adapted(made):
         torch.nn.init.normal_(layer.up, generator=torch.Generator().manual_seed(0))
     age = torch.tensor([2, 1, -1, 0, 2, 1])
@@ -161,7 +161,7 @@ def test_adapters_follow_the_batchs_route_row_by_row():
 
 def test_a_plain_model_reads_no_division():
     made = build(run_config({"name": "mix"}), schema())
-    assert made.divisions == ()
+    assert made.routing.divisions == ()
     routed = batch(6, route=Route.hard(torch.tensor([0, 1, 0, 1, 0, 1])))
     assert torch.equal(made(routed), made(batch(6)))
 
@@ -205,6 +205,7 @@ def test_an_unfitted_schema_is_refused():
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_it_compiles_to_one_graph_for_batches_of_any_size(name):
+    torch.compiler.reset()
     made = model(name).eval()
     compiled = torch.compile(made, fullgraph=True, backend="eager", dynamic=True)
     for rows in (6, 9):

@@ -11,7 +11,7 @@ from loractr.adapters.low_rank import LowRankLinear
 from loractr.adapters.mlora import MLoRA, Rank
 from loractr.backbones.config import ModelConfig
 from loractr.baselines.mix import Mix
-from loractr.batch import Bag, Batch, Route
+from loractr.batch import Bag, Batch, Route, Routing
 from loractr.config import RunConfig
 from loractr.data.config import DataConfig
 from loractr.data.rows import Rows
@@ -115,7 +115,7 @@ def test_a_model_without_adapters_needs_no_route(rows):
 def test_not_routed_is_the_backbone_alone(rows):
     model = mlora("tab")
     alone = replace(rows, domains=np.full_like(rows.domains, -1))
-    found = logits(model, rows, SCHEMA, routed=False)
+    found = logits(model, rows, SCHEMA, routing=Routing())
     np.testing.assert_allclose(found, one_by_one(model, alone, column=0), atol=1e-12)
     assert not np.allclose(found, logits(model, rows, SCHEMA))
 

@@ -32,18 +32,34 @@ class Groups:
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return Groups(expert=expert, offsets=offsets, order=order)
 
+    def repeated(self, times: int) -> "Groups":
+        """The groups of N · times rows, each row standing `times` times in succession."""
+        order = self.order
+        if order is not None:
+            order = (order[:, None] * times + torch.arange(times, device=order.device)).flatten()
+        expert = self.expert[:, None].expand(-1, times).flatten()
+        return Groups(expert=expert, offsets=self.offsets * times, order=order)
+
 
 @dataclass(frozen=True)
 class Route:
     """Where the rows of a batch go, computed once and shared by all layers.
 
     A hard route sends each row to one expert per division; a soft route mixes all experts of a
-    layer by weights. A route with neither is the backbone alone.
+    layer by weights. A route with neither is the backbone alone. Mixers act only where `cell` is
+    there; without it the experts of one division act by themselves.
     """
 
-    divisions: tuple[Groups, ...] = ()
-    cell: Groups | None = None  # combination of domains, where there are several divisions
+    divisions: tuple[Groups | None, ...] = ()  # None: this division's experts do not act
+    cell: Groups | None = None  # combination of domains; where it is there, mixers act
     weights: Tensor | None = None  # (N, E) float
+
+    def acting(self) -> tuple[int, Groups]:
+        """The first division whose experts act: its place, and its groups (ValueError without)."""
+        for place, groups in enumerate(self.divisions):
+            if groups is not None:
+                return place, groups
+        raise ValueError("a route without divisions has no acting experts")
 
     @staticmethod
     def none() -> "Route":
@@ -64,9 +80,34 @@ class Route:
         return Route(divisions=(Groups.of(ids, experts),))
 
     @staticmethod
+    def to(expert: Tensor, experts: int, place: int = 0) -> "Route":
+        """Row n goes to expert `expert[n]` (N,), rising, of the division at `place` alone."""
+        groups = Groups.of(expert, experts, grouped=True)
+        return Route(divisions=(None,) * place + (groups,))
+
+    @staticmethod
     def soft(weights: Tensor) -> "Route":
         """Row n gets the sum of all experts' updates, weighted by `weights[n]` (N, E)."""
         return Route(weights=weights)
+
+
+EVERY = -1
+"""In `Routing.divisions`: not a division of the schema; all rows are one domain."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which divisions a model reads, and what acts on its rows: from this, batches get their route.
+
+    Not part of a batch: plain values, one set per model or stage.
+    """
+
+    divisions: tuple[int, ...] = ()
+    """Places, in the schema, of the divisions that a route has entries for; or EVERY."""
+    mixed: bool = False
+    """Whether mixers act, on the experts of all divisions."""
+    only: int = 0
+    """Without mixers: the place, in `divisions`, of the one whose experts act."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class RunConfig(Record):
         Raises:
             ConfigError: `training.stages` names a stage that the recipe does not have.
         """
-        return self._with_own_settings(self.method.stages(self._base()))
+        return self._with_own_settings(self.method.stages(self._base(), norm=self.model.batch_norm))
 
     def domain_stages(self, division: str, domain: str) -> tuple[Stage, ...]:
         """The recipe of one domain's whole model, where the method has such models."""

@@ -6,25 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from loractr.backbones import BACKBONES, Backbone, Hidden, ModelConfig
-from loractr.batch import Batch
+from loractr.batch import EVERY, Batch, Routing
 from loractr.config import RunConfig
 from loractr.layers.dropout import Dropout
 from loractr.layers.embedding import Embedding
 from loractr.layers.linear import Linear
+from loractr.method import ALL_ROWS, Front, Method
 from loractr.schema import Schema
 
 
 class CTRModel(nn.Module):
     """Embedding, backbone, head: a batch of rows in, a logit per row out.
 
-        hidden = backbone(embedding(batch), route)
-        logit  = head(hidden.vector) + hidden.logit
+        features, route = front(embedding(batch), route)        where a method has a front
+        hidden = backbone(features, route)
+        logit  = head(hidden.vector, route) + hidden.logit
 
     It owns no optimiser, device, path or metric, and applies no sigmoid.
 
     Attributes:
-        divisions: Places, in the schema, of the divisions that its adapters read; empty for a
-            model without adapters. The route of a batch has one entry for each, in this order.
+        routing: The divisions that its layers read, none for a plain model, and what acts on a row:
+            the route of its batches is made from this. A stage that trains mixers lets them act.
     """
 
     def __init__(
@@ -32,23 +34,33 @@ class CTRModel(nn.Module):
         embedding: Embedding,
         backbone: Backbone,
         *,
+        front: Front | None = None,
         dropout: float = 0.0,
         embedding_dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.embedding = embedding
+        self.front = front
         self.backbone = backbone
-        self.head = Linear(backbone.out_features, 1, generator=generator)
-        self.divisions: tuple[int, ...] = ()
+        self.head: nn.Module = Linear(backbone.out_features, 1, generator=generator)
+        self.routing = Routing()
         self._dropout = dropout
         self._embedding_dropout = embedding_dropout
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N,)."""
-        hidden: Hidden = self.backbone(self.embedding(batch), batch.route)
-        logit: Tensor = self.head(hidden.vector).squeeze(1)
+        features, route = self.embedding(batch), batch.route
+        if self.front is not None:
+            features, route = self.front(features, route)
+        hidden: Hidden = self.backbone(features, route)
+        logit: Tensor = self.head(hidden.vector, route).squeeze(1)
         return logit if hidden.logit is None else logit + hidden.logit
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     def set_dropout(
         self, dropout: float | None = None, embedding_dropout: float | None = None
@@ -70,7 +82,8 @@ class CTRModel(nn.Module):
         """
         embedding = _count([*self.embedding.parameters(), *self.embedding.frozen()])
         adapters = _count(_adapter_parameters(self.backbone))
-        backbone = _count([*self.backbone.parameters(), *self.head.parameters()]) - adapters
+        parts = [part for part in (self.front, self.backbone, self.head) if part is not None]
+        backbone = sum(_count(list(part.parameters())) for part in parts) - adapters
         return {
             "total": embedding + backbone + adapters,
             "embedding": embedding,
@@ -97,10 +110,11 @@ def build(
         AdapterError: a target matches no layer, or a rank does not fit.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    model = build_plain(config.model, schema, generator, pretrained=pretrained)
+    model = build_plain(config.model, schema, generator, config.method, pretrained=pretrained)
     names = [division.name for division in schema.divisions]
-    read = config.method.attach(model.backbone, schema, generator)
-    model.divisions = tuple(names.index(name) for name in read)
+    read = config.method.attach(model, schema, generator).divisions
+    places = tuple(EVERY if name == ALL_ROWS else names.index(name) for name in read)
+    model.routing = Routing(divisions=places)
     return model
 
 
@@ -108,10 +122,12 @@ def build_plain(
     config: ModelConfig,
     schema: Schema,
     generator: torch.Generator,
+    method: Method | None = None,
     *,
     pretrained: Mapping[str, Tensor] | None = None,
 ) -> CTRModel:
-    """A fresh model without adapters: embedding, backbone, head, drawn in this order."""
+    """A fresh model without adapters: embedding, backbone, head, drawn in this order; between
+    embedding and backbone the front of `method`, where it has one."""
     kind = BACKBONES[config.backbone]
     embedding = Embedding(
         schema,
@@ -122,9 +138,14 @@ def build_plain(
         pretrained=pretrained,
         generator=generator,
     )
+    # of a generator of its own, so that all else begins as it does without one
+    aside = torch.Generator().manual_seed(generator.initial_seed() + 1)
+    front = None if method is None else method.front(embedding.widths, schema, aside)
+    widths = embedding.widths if front is None else front.widths
     return CTRModel(
         embedding,
-        kind(config, embedding.widths, generator),
+        kind(config, widths, generator),
+        front=front,
         dropout=config.dropout,
         embedding_dropout=config.embedding_dropout,
         generator=generator,

@@ -9,7 +9,8 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from loractr.data.loader import iterate
+from loractr.batch import Batch, Route, Routing
+from loractr.data.loader import BACKBONE_ALONE, iterate
 from loractr.data.rows import Rows
 from loractr.errors import DataError, UnknownDomainError
 from loractr.model import CTRModel
@@ -25,27 +26,36 @@ def logits(
     schema: Schema,
     *,
     batch_size: int = BATCH_SIZE,
-    routed: bool = True,
+    routing: Routing | None = None,
+    expert: int | None = None,
 ) -> NDArray[np.floating]:
     """Logit of each row (N,), in the order of `rows` and in the model's own precision.
 
     The model is in eval mode meanwhile; every module is then put back into the mode it was in.
 
     Args:
-        model: Any model; of its divisions, `rows.domains` gives each row's domain.
+        model: Any model; `rows.domains` gives each row's domain in the divisions that it reads.
         rows: Encoded rows, in memory or memory-mapped.
         schema: The fitted schema they were encoded with.
         batch_size: Rows scored at once; it changes the result by rounding at most.
-        routed: False scores with the backbone alone, adapters inert.
+        routing: What acts; the model's own when absent. `Routing()` is the backbone alone.
+        expert: All rows go to this expert of the acting division, whatever their domain.
     """
-    divisions = model.divisions if routed else ()
-    device = model.head.weight.device
+    routing = model.routing if routing is None else routing
+    device = model.device
     places = replace(rows, row=np.arange(len(rows)))  # batches regroup the rows: know where to
     result = torch.empty(len(rows), dtype=next(model.parameters()).dtype)
     with _evaluating(model), torch.inference_mode():
-        for batch in iterate(places, schema, batch_size=batch_size, divisions=divisions):
-            result[batch.row] = model(batch.to(device)).cpu()
+        read = routing if expert is None else BACKBONE_ALONE
+        for batch in iterate(places, schema, batch_size=batch_size, routing=read):
+            ready = batch if expert is None else _all_to(expert, batch, routing.only)
+            result[batch.row] = model(ready.to(device)).cpu()
     return result.numpy()
+
+
+def _all_to(expert: int, batch: Batch, place: int) -> Batch:
+    everyone = torch.full((len(batch),), expert)
+    return replace(batch, route=Route.to(everyone, expert + 1, place))
 
 
 def assembled_logits(

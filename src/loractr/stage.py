@@ -8,6 +8,7 @@ from pydantic import Field as Bound
 from loractr.schema import Record
 
 Select = Literal["mean_auc", "wauc", "pooled_auc", "log_loss"]
+Loss = Literal["row_mean", "domain_mean"]
 Probability = Annotated[float, Bound(ge=0.0, lt=1.0)]
 
 
@@ -29,6 +30,9 @@ class Settings(Record):
     """Most passes over the rows; may be fractional."""
     batch_size: PositiveInt = 1024
     """Rows of a step (in an independent stage: rows of each domain of the step)."""
+    loss: Loss = "row_mean"
+    """row_mean: mean over the rows of a batch. domain_mean: mean over its domains of their own
+    means (MultiLoRA, eq. 2)."""
     learning_rate: PositiveFloat = 1e-3
     """Adam's step size."""
     embedding_learning_rate: PositiveFloat | None = None
@@ -105,7 +109,16 @@ class Stage(Settings):
     """Globs over parameter names; all else, buffers included, stays bit-identical."""
     rows: tuple[str, str] | None = None
     """(division, domain): only that domain's rows; all rows when absent."""
-    route: Literal["none", "hard"] = "hard"
-    """none: adapters are inert, the backbone alone. hard: each row goes to its domain's expert."""
+    route: Literal["none", "hard", "mixed"] = "hard"
+    """none: adapters are inert, the backbone alone. hard: each row goes to its domain's expert of
+    `division`. mixed: mixers combine the experts of all divisions."""
+    division: str | None = None
+    """Division whose experts act on a hard route; the first that the model reads when absent."""
     independent: bool = False
     """Each expert trains by itself (own rows, moments, stopping), several stacked in a step."""
+    experts_per_domain: PositiveInt = 1
+    """Independent stages: experts that each domain trains, with row orders of their own; expert
+    e belongs to domain e mod D."""
+    inherits: Literal["none", "domains", "cells"] = "none"
+    """Norms that begin the stage as copies: those of the domains of `division` from the shared
+    norm, or those of cells from the first division's domains."""

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from loractr import load
+from loractr.batch import Routing
 from loractr.errors import DataError, MissingColumnError, UnknownDomainError, UsageError
 from loractr.predict import logits, sigmoid
 from loractr.schema import Division, Field, Schema
@@ -89,7 +90,7 @@ def test_a_model_without_divisions_has_no_domain_to_force(finished, tmp_path):
 def test_rows_of_an_unseen_domain_are_scored_by_the_backbone_alone(scorer, mlora):
     strange = mlora.frame.with_columns(tab=pl.lit("attic"))
     rows = mlora.encoders.encode(strange)
-    expected = sigmoid(logits(mlora.model, rows, mlora.schema, routed=False))
+    expected = sigmoid(logits(mlora.model, rows, mlora.schema, routing=Routing()))
     np.testing.assert_array_equal(scorer.predict(strange), expected)
 
 

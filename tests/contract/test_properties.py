@@ -11,6 +11,7 @@ from torch.export import Dim, ShapesCollection
 
 from loractr.adapters import adapted, merge
 from loractr.backbones import BACKBONES
+from loractr.batch import Routing
 from loractr.config import METHODS, parse_config
 from loractr.data.loader import collate
 from loractr.data.rows import Rows
@@ -19,6 +20,7 @@ from loractr.predict import logits
 from loractr.schema import Division, Field, Schema
 from loractr.training import fit
 from loractr.training.freeze import matches
+from loractr.training.loop import routing_of
 
 SCHEMA = Schema(
     fields=(
@@ -91,8 +93,8 @@ def rows_of(count=ROWS, seed=0):
 
 def batch_of(model, rows, index=None):
     index = np.arange(len(rows)) if index is None else np.asarray(index, dtype=np.int64)
-    sizes = [len(SCHEMA.divisions[place].domains) for place in model.divisions]
-    return collate(rows, index, model.divisions, sizes)
+    sizes = [len(SCHEMA.divisions[place].domains) for place in model.routing.divisions]
+    return collate(rows, index, model.routing, sizes)
 
 
 def scores(model, rows, index=None):
@@ -170,15 +172,15 @@ def test_a_row_does_not_feel_its_batch_mates(method, backbone):
 def test_merged_is_routed(method, backbone):
     """One domain's experts folded into plain weights; no route is read any more."""
     model, rows = moved(method, backbone, batch_norm=True), rows_of(200)
-    if len(model.divisions) != 1:
+    if len(model.routing.divisions) != 1:
         return  # without adapters there is nothing to merge
-    for domain in range(len(SCHEMA.divisions[model.divisions[0]].domains)):
-        index = np.flatnonzero(rows.domains[:, model.divisions[0]] == domain)
+    for domain in range(len(SCHEMA.divisions[model.routing.divisions[0]].domains)):
+        index = np.flatnonzero(rows.domains[:, model.routing.divisions[0]] == domain)
         for dtype, tolerance in ((torch.double, 1e-10), (torch.float, 1e-5)):
             one = copy.deepcopy(model).to(dtype)
             expected = scores(one, rows, index)
             merge(one, domain)
-            one.divisions = ()
+            one.routing = Routing()
             found = scores(one, rows, index)
             if dtype is torch.float:
                 found, expected = (
@@ -286,8 +288,8 @@ def test_each_stage_keeps_its_best_and_not_its_last(method, backbone):
         (result,) = fit(model, Data(), [stage.model_copy(update=wild)], seed=0).stages
         if stage.rows is not None:
             continue  # judged on that domain's rows
-        routed = stage.route == "hard"
-        z = logits(model, Data.validation, SCHEMA, routed=routed)
+        routing = routing_of(model, SCHEMA, stage)
+        z = logits(model, Data.validation, SCHEMA, routing=routing)
         p = 1 / (1 + np.exp(-z))
         label = Data.validation.label
         found = -np.log(np.where(label == 1, p, 1 - p)).mean()

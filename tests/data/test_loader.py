@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from loractr.batch import EVERY, Routing
 from loractr.data.loader import collate, iterate
 from loractr.data.rows import Rows
 from loractr.schema import Division, Field, Schema
@@ -65,7 +66,7 @@ def bag(batch, name, n):
 @pytest.mark.parametrize("batch_size", [1, 10, N, 999])
 def test_a_row_brings_all_that_belongs_to_it(rows, divisions, batch_size):
     seen = []
-    for batch in all_of(rows, batch_size=batch_size, divisions=divisions):
+    for batch in all_of(rows, batch_size=batch_size, routing=Routing(divisions, mixed=True)):
         for n, source_row in enumerate(batch.row.tolist()):
             at = place(rows, source_row)
             assert batch.ids[n].tolist() == rows.ids[at].tolist()
@@ -82,7 +83,7 @@ def test_a_row_brings_all_that_belongs_to_it(rows, divisions, batch_size):
 
 @pytest.mark.parametrize("divisions", [(0,), (1,), (0, 1), (2, 0, 1)])
 def test_every_division_groups_its_rows_by_expert(rows, divisions):
-    for batch in all_of(rows, batch_size=20, divisions=divisions):
+    for batch in all_of(rows, batch_size=20, routing=Routing(divisions, mixed=True)):
         assert len(batch.route.divisions) == len(divisions)
         for groups, division in zip(batch.route.divisions, divisions, strict=True):
             order = range(len(batch)) if groups.order is None else groups.order.tolist()
@@ -98,7 +99,7 @@ def test_every_division_groups_its_rows_by_expert(rows, divisions):
 @pytest.mark.parametrize("divisions", [(0,), (1, 0)])
 def test_rows_stand_grouped_by_the_first_division_and_keep_their_order_within(rows, divisions):
     """So the kernel of the first division reads spans, and needs no copy of the rows in order."""
-    (batch,) = all_of(rows, batch_size=N, divisions=divisions)
+    (batch,) = all_of(rows, batch_size=N, routing=Routing(divisions, mixed=True))
     first = batch.route.divisions[0]
     assert first.order is None
     assert first.expert.tolist() == sorted(rows.domains[:, divisions[0]])
@@ -109,7 +110,7 @@ def test_rows_stand_grouped_by_the_first_division_and_keep_their_order_within(ro
 
 @pytest.mark.parametrize("divisions", [(0, 1), (2, 0, 1)])
 def test_a_cell_is_one_combination_of_domains(rows, divisions):
-    for batch in all_of(rows, batch_size=30, divisions=divisions):
+    for batch in all_of(rows, batch_size=30, routing=Routing(divisions, mixed=True)):
         cell = batch.route.cell
         assert cell.order is None
         combinations = {}
@@ -127,14 +128,35 @@ def test_a_cell_is_one_combination_of_domains(rows, divisions):
 
 
 def test_only_rows_that_are_unseen_everywhere_have_no_cell(rows):
-    (batch,) = all_of(rows, batch_size=N, divisions=(0, 1))
+    (batch,) = all_of(rows, batch_size=N, routing=Routing((0, 1), mixed=True))
     experts = torch.stack([groups.expert for groups in batch.route.divisions], 1)
     assert (batch.route.cell.expert == -1).tolist() == (experts == -1).all(1).tolist()
     assert (batch.route.cell.expert == -1).any()
 
 
-def test_one_division_needs_no_cell_and_none_needs_no_route(rows):
-    assert all_of(rows, batch_size=N, divisions=(0,))[0].route.cell is None
+def test_without_mixers_one_division_acts_and_there_are_no_cells(rows):
+    (batch,) = all_of(rows, batch_size=N, routing=Routing((0, 1), only=1))
+    first, second = batch.route.divisions
+    assert first is None
+    assert batch.route.cell is None
+    at = [place(rows, row) for row in batch.row.tolist()]
+    assert second.expert.tolist() == rows.domains[at, 1].tolist()
+    assert batch.route.acting() == (1, second)
+
+
+def test_the_cells_of_one_division_are_its_domains(rows):
+    (batch,) = all_of(rows, batch_size=N, routing=Routing((0,), mixed=True))
+    assert batch.route.cell is batch.route.divisions[0]
+
+
+def test_every_is_one_domain_of_all_rows(rows):
+    (batch,) = all_of(rows, batch_size=N, routing=Routing((EVERY,)))
+    (groups,) = batch.route.divisions
+    assert groups.expert.tolist() == [0] * len(rows)
+    assert groups.offsets.tolist() == [0, 0, len(rows)]
+
+
+def test_no_division_needs_no_route(rows):
     (batch,) = all_of(rows, batch_size=N)
     assert batch.route.divisions == ()
     assert batch.row.tolist() == rows.row.tolist()
@@ -144,7 +166,7 @@ def test_the_number_of_experts_does_not_depend_on_the_batch(rows):
     """Offsets have one shape for every batch, so one graph serves all."""
     shapes = {
         tuple(groups.offsets.shape)
-        for batch in all_of(rows, batch_size=2, divisions=(2,))
+        for batch in all_of(rows, batch_size=2, routing=Routing((2,), mixed=True))
         for groups in batch.route.divisions
     }
     assert shapes == {(SIZES[2] + 2,)}
@@ -157,13 +179,13 @@ def test_rows_are_read_in_the_order_asked_for(rows):
 
 
 def test_a_row_may_come_more_than_once(rows):
-    batch = collate(rows, np.array([4, 4, 9, 4]), (0,), SIZES[:1])
+    batch = collate(rows, np.array([4, 4, 9, 4]), Routing((0,)), SIZES[:1])
     expected = sorted([rows.row[4]] * 3 + [rows.row[9]])
     assert sorted(batch.row.tolist()) == expected
 
 
 def test_types_are_those_that_the_model_reads(rows):
-    (batch,) = all_of(rows, batch_size=N, divisions=(0,))
+    (batch,) = all_of(rows, batch_size=N, routing=Routing((0,), mixed=True))
     assert (batch.ids.dtype, batch.row.dtype) == (torch.int32, torch.int64)
     assert {batch.numbers.dtype, batch.label.dtype, batch.weight.dtype} == {torch.float32}
     assert {g.expert.dtype for g in batch.route.divisions} == {torch.int64}
@@ -173,13 +195,13 @@ def test_types_are_those_that_the_model_reads(rows):
 
 def test_rows_without_label_weight_and_sequences_make_batches_without(rows):
     bare = replace(rows, label=None, weight=None, sequences={})
-    (batch,) = all_of(bare, batch_size=N, divisions=(0,))
+    (batch,) = all_of(bare, batch_size=N, routing=Routing((0,), mixed=True))
     assert (batch.label, batch.weight, batch.sequences) == (None, None, {})
 
 
 def test_no_rows_make_no_batch(rows):
-    assert all_of(rows.take(np.arange(0)), batch_size=4, divisions=(0, 1)) == []
-    empty = collate(rows, np.arange(0), (0, 1), SIZES[:2])
+    assert all_of(rows.take(np.arange(0)), batch_size=4, routing=Routing((0, 1), mixed=True)) == []
+    empty = collate(rows, np.arange(0), Routing((0, 1), mixed=True), SIZES[:2])
     assert len(empty) == 0
     assert empty.route.cell.offsets.tolist() == [0] * 13
     assert empty.sequences["tags"].offsets.tolist() == [0]
@@ -200,7 +222,7 @@ def test_memory_mapped_rows_make_the_same_batches_and_stay_untouched(rows, tmp_p
         },
     )
     order = np.random.default_rng(1).permutation(N)
-    options = {"batch_size": 20, "divisions": (0, 1), "order": order}
+    options = {"batch_size": 20, "routing": Routing((0, 1), mixed=True), "order": order}
     for there, here in zip(all_of(on_disk, **options), all_of(rows, **options), strict=True):
         assert torch.equal(there.ids, here.ids)
         assert torch.equal(there.row, here.row)

@@ -384,5 +384,5 @@ def test_shared_weights_cannot_train_independently(trained_backbone):
 
 def test_independent_experts_need_a_routed_model(make_data, make_model):
     data = make_data()
-    with pytest.raises(TrainingError, match="routed by one division; this one reads none"):
+    with pytest.raises(TrainingError, match="routed by a division; this one reads none"):
         fit(make_model(data), data, [adapt()], seed=SEED)

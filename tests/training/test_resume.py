@@ -84,7 +84,7 @@ def world(request, make_data, make_model, mlora):
     if request.param == "sparse":
         lazy = {"embedding_updates": "sparse", "embedding_weight_decay": 0.0, "clip_norm": None}
         base = base.model_copy(update=lazy)
-    return data, lambda: make_model(data, method, batch_norm=True), method.stages(base)
+    return data, lambda: make_model(data, method, batch_norm=True), method.stages(base, norm=True)
 
 
 def comparable(history):
@@ -213,7 +213,7 @@ SCRIPT = """
     folder = CheckpointFolder(out / "checkpoint", minutes=0)
     fit(toys["toy_model"](data), data, [Stage(name="warm", epochs=0.1)], seed=0)
     print("begins", flush=True)
-    fit(model, data, method.stages(base), seed=1, checkpoints=folder)
+    fit(model, data, method.stages(base, norm=True), seed=1, checkpoints=folder)
     save_file(model.state_dict(), out / "final.safetensors")
 """
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
+from loractr.batch import Routing
 from loractr.errors import TrainingError
 from loractr.evaluation.metrics import DomainScores
 from loractr.predict import logits
@@ -23,12 +24,12 @@ def model(make_data, make_model, mlora):
     return model
 
 
-@pytest.mark.parametrize("routed", [True, False])
-def test_scores_are_scikit_learns(make_data, model, routed):
+@pytest.mark.parametrize("routing", [None, Routing()])
+def test_scores_are_scikit_learns(make_data, model, routing):
     data = make_data()
     rows = data.validation
-    found = Validator(data.schema, rows, 0).scores(model, routed=routed)
-    scores = logits(model, rows, data.schema, routed=routed)
+    found = Validator(data.schema, rows, 0).scores(model, routing)
+    scores = logits(model, rows, data.schema, routing=routing)
     domain = rows.domains[:, 0]
     per = [roc_auc_score(rows.label[domain == d], scores[domain == d]) for d in range(3)]
     np.testing.assert_allclose(found.domain_auc, per)
@@ -41,7 +42,7 @@ def test_scores_are_scikit_learns(make_data, model, routed):
 def test_routed_and_not_routed_differ(make_data, model):
     data = make_data()
     validator = Validator(data.schema, data.validation, 0)
-    assert validator.scores(model).log_loss != validator.scores(model, routed=False).log_loss
+    assert validator.scores(model).log_loss != validator.scores(model, Routing()).log_loss
 
 
 def test_a_model_that_gives_no_numbers_is_named_as_the_cause(make_data, model):

@@ -16,23 +16,22 @@ from torch.nn import functional as F
 
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
+from loractr.layers.grouped import as_they_came, in_groups, one_hot, spans
 from loractr.layers.linear import Linear
 
 EXPERT_PARAMETERS = ("down", "up", "row_scale", "offset")
 """Names of a bank's parameters; their first axis is the expert."""
 
 
-class LowRankLinear(nn.Module):
-    """A shared linear layer plus E low-rank experts, routed or mixed row by row.
+class Bank(nn.Module):
+    """E low-rank experts for a linear layer in -> out, without the layer.
 
-        y[n] = base(x[n]) + sum_e w[n, e] * (row_scale[e] * (up[e] @ down[e] @ x[n]) + offset[e])
+        update[n] = row_scale[e] * (up[e] @ down[e] @ x[n]) + offset[e]        e: the row's expert
 
-    A hard route has w[n, e] = 1 for the row's own expert and 0 elsewhere; a row without one
-    (-1) gets base(x) alone. A soft route brings w itself. `up` and `offset` start at zero: a new
-    layer computes exactly what `base` does.
+    `up` and `offset` start at zero: a fresh bank updates nothing.
 
     Args:
-        base: Layer to adapt. Kept by reference, not copied.
+        like: The layer; its widths, type and device are taken.
         experts: Number of experts, E >= 1.
         rank: Rank of each expert, 1 <= rank <= out. Beyond `in` it adds weights but no function;
             the papers' divisor rule makes such ranks on narrow inputs, so it is allowed.
@@ -44,11 +43,7 @@ class LowRankLinear(nn.Module):
         down (E, r, in), Glorot normal per expert (fans in and r); up (E, out, r), zero;
         row_scale (E, out); offset (E, out).
 
-    Shapes: x (N, in) -> (N, out).
-    Raises: AdapterError (a ValueError): `experts` or `rank` is out of range; at call, a route that
-        names an expert that the bank does not have, or soft weights for another number of experts.
-    Source: Yang et al., MLoRA, RecSys 2024, doi:10.1145/3640457.3688134 (no row scale);
-        Song et al., MultiLoRA, CIKM 2024, eq. 7-8 (row scale and offset).
+    Raises: AdapterError (a ValueError): `experts` or `rank` is out of range.
     """
 
     row_scale: nn.Parameter | None
@@ -56,7 +51,7 @@ class LowRankLinear(nn.Module):
 
     def __init__(
         self,
-        base: Linear,
+        like: Linear,
         *,
         experts: int,
         rank: int,
@@ -65,7 +60,7 @@ class LowRankLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        wide, tall = base.in_features, base.out_features
+        wide, tall = like.in_features, like.out_features
         if experts < 1:
             raise AdapterError(f"a bank needs 1 or more experts, not {experts}.")
         if not 1 <= rank <= tall:
@@ -73,26 +68,15 @@ class LowRankLinear(nn.Module):
                 f"rank {rank} does not fit a layer {wide} -> {tall}: 1 <= rank <= {tall}.",
                 fix="choose a smaller rank.",
             )
-        self.base = base
-        like = base.weight
-        self.down = nn.Parameter(like.new_empty(experts, rank, wide))
-        self.up = nn.Parameter(like.new_zeros(experts, tall, rank))
-        self.row_scale = nn.Parameter(like.new_empty(experts, tall)) if row_scale else None
-        self.offset = nn.Parameter(like.new_zeros(experts, tall)) if offset else None
+        new = like.weight.detach()
+        self.down = nn.Parameter(new.new_empty(experts, rank, wide))
+        self.up = nn.Parameter(new.new_zeros(experts, tall, rank))
+        self.row_scale = nn.Parameter(new.new_empty(experts, tall)) if row_scale else None
+        self.offset = nn.Parameter(new.new_zeros(experts, tall)) if offset else None
         with torch.no_grad():
             self.down.normal_(std=(2.0 / (wide + rank)) ** 0.5, generator=generator)
             if self.row_scale is not None:
                 self.row_scale.normal_(generator=generator)
-
-    @property
-    def in_features(self) -> int:
-        """Width of the input."""
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output."""
-        return self.base.out_features
 
     @property
     def experts(self) -> int:
@@ -104,34 +88,108 @@ class LowRankLinear(nn.Module):
         """Rank of each expert."""
         return self.down.shape[1]
 
-    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
-        """x (N, in) and a route with one division (or soft weights) -> (N, out)."""
-        shared: Tensor = self.base(x, route)
-        if route is None or (route.weights is None and not route.divisions):
-            return shared
-        up = self.up if self.row_scale is None else self.up * self.row_scale.unsqueeze(-1)
-        if route.weights is not None:
-            self._check(route.weights.shape[1], "weights for {} experts", exact=True)
-            return shared + _stacked(x, route.weights, self.down, up, self.offset)
-        groups = route.divisions[0]
-        self._check(groups.offsets.shape[0] - 2, "rows of {} experts")
+    def scaled_up(self) -> Tensor:
+        """`up` with the row scale in it, (E, out, r)."""
+        return self.up if self.row_scale is None else self.up * self.row_scale.unsqueeze(-1)
+
+    def routed(self, shared: Tensor, x: Tensor, groups: Groups) -> Tensor:
+        """shared plus each row's own expert's update; may write into `shared`.
+
+        Shapes: shared (N, out), x (N, in), or (N, M, out), (N, M, in); groups of N rows.
+        """
+        self.check(groups.offsets.shape[0] - 2, "rows of {} experts")
+        if x.dim() == 3:
+            rows = groups.repeated(x.shape[1])
+            return self.routed(shared.flatten(0, 1), x.flatten(0, 1), rows).view_as(shared)
+        up = self.scaled_up()
         if torch.compiler.is_compiling():
-            hot = F.one_hot(groups.expert + 1, self.experts + 1)[:, 1:].to(x.dtype)
+            hot = one_hot(groups, self.experts, x.dtype)
             return shared + _stacked(x, hot, self.down, up, self.offset)
         updated: Tensor = _Segments.apply(  # type: ignore[no-untyped-call]
             shared, x, self.down, up, self.offset, groups
         )
         return updated
 
-    def _check(self, experts: int, what: str, *, exact: bool = False) -> None:
+    def weighted(self, shared: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+        """shared plus the updates of all experts, weighted by `weights` (N, E)."""
+        self.check(weights.shape[1], "weights for {} experts", exact=True)
+        if x.dim() == 3:
+            rows = weights.repeat_interleave(x.shape[1], 0)
+            return self.weighted(shared.flatten(0, 1), x.flatten(0, 1), rows).view_as(shared)
+        return shared + _stacked(x, weights, self.down, self.scaled_up(), self.offset)
+
+    def check(self, experts: int, what: str, *, exact: bool = False) -> None:
+        """Raises AdapterError when a route has more experts than the bank, or not its number."""
         if experts > self.experts or (exact and experts < self.experts):
             raise AdapterError(
                 f"the route has {what.format(experts)}, this bank has {self.experts}."
             )
 
     def extra_repr(self) -> str:
-        """What print(model) shows of this layer."""
+        """What print(model) shows of this bank."""
         return f"experts={self.experts}, rank={self.rank}"
+
+
+class LowRankLinear(Bank):
+    """A shared linear layer plus E low-rank experts, routed or mixed row by row.
+
+        y[n] = base(x[n]) + sum_e w[n, e] * (row_scale[e] * (up[e] @ down[e] @ x[n]) + offset[e])
+
+    A hard route has w[n, e] = 1 for the row's own expert and 0 elsewhere; a row without one
+    (-1) gets base(x) alone. A soft route brings w itself. A new layer computes exactly what `base`
+    does.
+
+    Args:
+        base: Layer to adapt. Kept by reference, not copied.
+        experts, rank, row_scale, offset, generator: As `Bank`, whose weights it has.
+
+    Shapes: x (N, in) -> (N, out), or (N, M, in) -> (N, M, out), rows routed by the first axis.
+    Raises: AdapterError (a ValueError): `experts` or `rank` is out of range; at call, a route that
+        names an expert that the bank does not have, or soft weights for another number of experts.
+    Source: Yang et al., MLoRA, RecSys 2024, doi:10.1145/3640457.3688134 (no row scale);
+        Song et al., MultiLoRA, CIKM 2024, eq. 7-8 (row scale and offset).
+    """
+
+    def __init__(
+        self,
+        base: Linear,
+        *,
+        experts: int,
+        rank: int,
+        row_scale: bool = False,
+        offset: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            base,
+            experts=experts,
+            rank=rank,
+            row_scale=row_scale,
+            offset=offset,
+            generator=generator,
+        )
+        self.base = base
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output."""
+        return self.base.out_features
+
+    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
+        """x and a route with one acting division, or soft weights -> y."""
+        shared: Tensor = self.base(x, route)
+        if route is None:
+            return shared
+        if route.weights is not None:
+            return self.weighted(shared, x, route.weights)
+        if not route.divisions:
+            return shared
+        return self.routed(shared, x, route.acting()[1])
 
 
 def _stacked(x: Tensor, weights: Tensor, down: Tensor, up: Tensor, offset: Tensor | None) -> Tensor:
@@ -159,11 +217,11 @@ class _Segments(torch.autograd.Function):
         offset: Tensor | None,
         groups: Groups,
     ) -> Tensor:
-        sorted_x = x if groups.order is None else x[groups.order]
+        sorted_x = in_groups(x, groups)
         out = shared if groups.order is None else shared[groups.order]
         inner = x.new_zeros(x.shape[0], down.shape[1])
-        spans = _spans(groups)
-        for expert, start, stop in spans:
+        places = spans(groups)
+        for expert, start, stop in places:
             rows = inner[start:stop]
             torch.mm(sorted_x[start:stop], down[expert].T, out=rows)
             out[start:stop].addmm_(rows, up[expert].T)
@@ -172,25 +230,25 @@ class _Segments(torch.autograd.Function):
         if groups.order is None:
             ctx.mark_dirty(shared)
         else:
-            out = torch.empty_like(out).index_copy_(0, groups.order, out)
+            out = as_they_came(out, groups)
         ctx.save_for_backward(sorted_x, inner, down, up)
-        ctx.groups, ctx.spans, ctx.offset = groups, spans, offset is not None
+        ctx.groups, ctx.places, ctx.offset = groups, places, offset is not None
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, down, up = ctx.saved_tensors
-        groups, spans = ctx.groups, ctx.spans
+        groups, places = ctx.groups, ctx.places
         wants_x = ctx.needs_input_grad[1]
         wants_weights = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        g = grad if groups.order is None else grad[groups.order]
+        g = in_groups(grad, groups)
         dx = torch.zeros_like(x) if wants_x else None
         ddown, dup = (
             (torch.zeros_like(down), torch.zeros_like(up)) if wants_weights else (None, None)
         )
         doffset = g.new_zeros(up.shape[:2]) if ctx.offset and ctx.needs_input_grad[4] else None
-        for expert, start, stop in spans:
+        for expert, start, stop in places:
             rows = g[start:stop]
             dinner = rows @ up[expert]
             if dx is not None:
@@ -200,16 +258,5 @@ class _Segments(torch.autograd.Function):
                 torch.mm(rows.T, inner[start:stop], out=dup[expert])
             if doffset is not None:
                 torch.sum(rows, 0, out=doffset[expert])
-        if dx is not None and groups.order is not None:
-            dx = torch.empty_like(dx).index_copy_(0, groups.order, dx)
+        dx = None if dx is None else as_they_came(dx, groups)
         return grad, dx, ddown, dup, doffset, None
-
-
-def _spans(groups: Groups) -> list[tuple[int, int, int]]:
-    """(expert, start, stop) of every expert that has rows."""
-    edges = groups.offsets.tolist()
-    return [
-        (segment - 1, edges[segment], edges[segment + 1])
-        for segment in range(1, len(edges) - 1)
-        if edges[segment] < edges[segment + 1]
-    ]

@@ -8,13 +8,12 @@ from typing import Literal, Self
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
-from torch import nn
 
 from loractr.adapters.attach import attach
 from loractr.adapters.low_rank import EXPERT_PARAMETERS, LowRankLinear
 from loractr.errors import AdapterError, some
 from loractr.layers.linear import Linear
-from loractr.method import OneDivision
+from loractr.method import Attached, Network, OneDivision
 from loractr.schema import Record, Schema
 from loractr.stage import Stage
 
@@ -89,9 +88,7 @@ class MLoRA(OneDivision):
     recipe: Literal["joint", "two_stage"] = "joint"
     """joint: all from scratch. two_stage: the backbone first, then experts on a frozen backbone."""
 
-    def attach(
-        self, backbone: nn.Module, schema: Schema, generator: torch.Generator
-    ) -> tuple[str, ...]:
+    def attach(self, network: Network, schema: Schema, generator: torch.Generator) -> Attached:
         """One bank of experts, an expert per domain, beside every target layer."""
         division = self.natural(schema)
         places: list[str] = []
@@ -108,11 +105,11 @@ class MLoRA(OneDivision):
                 generator=generator,
             )
 
-        attach(backbone, self.targets, wrap)
+        attach(network.backbone, self.targets, wrap)
         self.rank.check(places)
-        return (division,)
+        return Attached((division,))
 
-    def stages(self, base: Stage) -> tuple[Stage, ...]:
+    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
         """joint: one stage that trains all. two_stage: pretrain, then every expert by itself."""
         if self.recipe == "joint":
             return (base.model_copy(update={"name": "joint", "trains": ("*",)}),)

@@ -114,7 +114,7 @@ def _domain_models(
 
 def _fill_experts(contents: Contents, model: CTRModel, schema: Schema) -> None:
     """Put every domain's active adapter in its place in the banks."""
-    divisions = [schema.divisions[place] for place in model.divisions]
+    divisions = [schema.divisions[place] for place in model.routing.divisions]
     folders = contents.active("adapters", divisions, complete=True)
     for division in divisions:
         for expert, domain in enumerate(division.domains):

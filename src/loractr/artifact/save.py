@@ -137,7 +137,7 @@ def _write_adapters(
     """One folder per domain: its slice of every bank. Returns the active versions."""
     ranks = {name: bank.rank for name, bank in adapted(model)}
     active: dict[str, dict[str, str]] = {}
-    for division in (schema.divisions[place] for place in model.divisions):
+    for division in (schema.divisions[place] for place in model.routing.divisions):
         for expert, domain in enumerate(division.domains):
             where = _new_version(folder, "adapters", division.name, domain, metrics)
             _write_tensors(where / ADAPTER, expert_tensors(model, expert))

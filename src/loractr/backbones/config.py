@@ -7,10 +7,13 @@ from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from loractr.layers.cross import CrossKind
 from loractr.layers.mlp import DropoutPosition
+from loractr.layers.product import BilinearKind, ProductKind
 from loractr.schema import Record
 from loractr.stage import Probability
 
-BackboneName = Literal["mlp", "deepfm", "dcn"]
+BackboneName = Literal[
+    "mlp", "wide_deep", "nfm", "autoint", "pnn", "dcn", "fibinet", "deepfm", "xdeepfm"
+]
 
 
 class ModelConfig(Record):
@@ -39,9 +42,46 @@ class ModelConfig(Record):
     """dcn: number of crosses."""
     cross: CrossKind = "vector"
     """dcn: vector (DCN) or matrix (DCN-V2)."""
+    attention_layers: PositiveInt = 3
+    """autoint: number of interacting layers."""
+    attention_size: PositiveInt = 8
+    """autoint: width of one head."""
+    attention_heads: PositiveInt = 4
+    """autoint: heads of each layer."""
+    products: ProductKind = "inner"
+    """pnn: inner, outer, or both, of all pairs of fields."""
+    bilinear: BilinearKind = "interaction"
+    """fibinet: one matrix for all pairs, for each field, or for each pair (interaction)."""
+    senet_reduction: PositiveInt = 3
+    """fibinet: fields per unit of the squeeze layer."""
+    cin_sizes: Annotated[tuple[PositiveInt, ...], Bound(min_length=1)] = (128, 128)
+    """xdeepfm: feature maps of each layer of the compressed interaction network."""
+    cin_split_half: bool = True
+    """xdeepfm: one half of a layer's maps goes on to the next layer, the other to the output."""
 
     @model_validator(mode="after")
     def _options_fit_the_backbone(self) -> Self:
-        if self.backbone != "dcn" and (self.cross_layers, self.cross) != (2, "vector"):
-            raise ValueError(f"cross and cross_layers mean nothing for backbone {self.backbone!r}")
+        for backbone, options in OPTIONS.items():
+            changed = [
+                name
+                for name in options
+                if getattr(self, name) != type(self).model_fields[name].default
+            ]
+            if changed and self.backbone != backbone:
+                names = " and ".join(changed)
+                says = "means" if len(changed) == 1 else "mean"
+                raise ValueError(f"{names} {says} nothing for backbone {self.backbone!r}")
+        odd = [size for size in self.cin_sizes[:-1] if size % 2]
+        if odd and self.cin_split_half:
+            raise ValueError(f"cin_split_half needs even cin_sizes but for the last, not {odd[0]}")
         return self
+
+
+OPTIONS: dict[BackboneName, tuple[str, ...]] = {
+    "autoint": ("attention_layers", "attention_size", "attention_heads"),
+    "pnn": ("products",),
+    "dcn": ("cross_layers", "cross"),
+    "fibinet": ("bilinear", "senet_reduction"),
+    "xdeepfm": ("cin_sizes", "cin_split_half"),
+}
+"""Backbone → the settings that only it reads."""

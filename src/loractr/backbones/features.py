@@ -35,6 +35,9 @@ class Backbone(nn.Module, ABC):
     out_features: int
     """H, the width of `Hidden.vector`."""
 
+    tower: nn.Module
+    """The deep tower: (N, in) and a route → (N, out). Its outputs stand last in `Hidden.vector`."""
+
     @abstractmethod
     def __init__(
         self, config: ModelConfig, widths: Widths, generator: torch.Generator | None = None

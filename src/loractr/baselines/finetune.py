@@ -11,7 +11,7 @@ class Finetune(OneDivision):
 
     name: Literal["finetune"]
 
-    def stages(self, base: Stage) -> tuple[Stage, ...]:
+    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
         """The mix model that every domain starts from."""
         return (base.model_copy(update={"name": "pretrain"}),)
 

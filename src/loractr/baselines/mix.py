@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from loractr.method import OneDivision
+from loractr.method import OneDivision, train_and_retrain
 from loractr.stage import Stage
 
 
@@ -18,17 +18,7 @@ class Mix(OneDivision):
     """paper: one stage. tuned: a second stage with a smaller step, dropout and weight average,
     where `training` says nothing else about them."""
 
-    def stages(self, base: Stage) -> tuple[Stage, ...]:
+    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
         """train; with `tuned` also retrain, whose settings `training.stages` can change."""
-        train = base.model_copy(update={"name": "train"})
-        if self.recipe == "paper":
-            return (train,)
-        retrain = {
-            "name": "retrain",
-            "learning_rate": base.learning_rate * 0.3,
-            "embedding_learning_rate": base.table_learning_rate * 0.3,
-            "dropout": 0.3 if base.dropout is None else base.dropout,
-            "embedding_dropout": 0.4 if base.embedding_dropout is None else base.embedding_dropout,
-            "ema": base.ema or 0.99,
-        }
-        return (train, base.model_copy(update=retrain))
+        train, retrain = train_and_retrain(base)
+        return (train,) if self.recipe == "paper" else (train, retrain)

@@ -11,7 +11,7 @@ class Single(OneDivision):
 
     name: Literal["single"]
 
-    def stages(self, base: Stage) -> tuple[Stage, ...]:
+    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
         """Nothing is shared, so there is nothing to train in common."""
         return ()
 

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loractr.batch import Bag, Batch, Groups, Route
+from loractr.batch import EVERY, Bag, Batch, Groups, Route, Routing
 from loractr.data.rows import Rows, take_bags
 from loractr.schema import Schema
 
 Index = NDArray[np.int64]
+
+BACKBONE_ALONE = Routing()
 
 
 def iterate(
@@ -18,36 +20,40 @@ def iterate(
     schema: Schema,
     *,
     batch_size: int,
-    divisions: Sequence[int] = (),
+    routing: Routing = BACKBONE_ALONE,
     order: Index | None = None,
 ) -> Iterator[Batch]:
-    """Batches of `rows`, each grouped by the domains of `divisions`.
+    """Batches of `rows`, each grouped by the domains that `routing` reads.
 
     Args:
         rows: Encoded rows, in memory or memory-mapped.
         schema: The fitted schema they were encoded with.
         batch_size: Rows of a batch; the last one may be smaller.
-        divisions: Which columns of `rows.domains` the model reads; the batch's route has one entry
-            for each of the schema's divisions named here, in this order.
+        routing: Which divisions the model reads, and what acts.
         order: Row positions, in the order to read them; the rows' own order when absent.
     """
-    sizes = [len(schema.divisions[d].domains) for d in divisions]
+    sizes = sizes_of(schema, routing)
     count = len(rows) if order is None else len(order)
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
         index = np.arange(start, stop) if order is None else order[start:stop]
-        yield collate(rows, index, divisions, sizes)
+        yield collate(rows, index, routing, sizes)
 
 
-def collate(rows: Rows, index: Index, divisions: Sequence[int], sizes: Sequence[int]) -> Batch:
+def sizes_of(schema: Schema, routing: Routing) -> tuple[int, ...]:
+    """Number of domains of each division that is read."""
+    return tuple(1 if d == EVERY else len(schema.divisions[d].domains) for d in routing.divisions)
+
+
+def collate(rows: Rows, index: Index, routing: Routing, sizes: Sequence[int]) -> Batch:
     """One batch of the rows at `index`, sorted by cell (stable, so ties keep their order)."""
     route = Route.none()
-    if divisions:
-        domains = rows.domains[index][:, list(divisions)].astype(np.int64)
+    if routing.divisions:
+        domains = domains_of(rows, index, routing.divisions)
         cell = _cells(domains, sizes)
         by_cell = np.argsort(cell, kind="stable")
         index, domains = index[by_cell], domains[by_cell]
-        route = _route(torch.from_numpy(domains), torch.from_numpy(cell[by_cell]), sizes)
+        route = _route(torch.from_numpy(domains), torch.from_numpy(cell[by_cell]), routing, sizes)
     return Batch(
         ids=torch.from_numpy(rows.ids.take(index, axis=0)),  # of 2-d rows, 3 x as fast as [index]
         numbers=torch.from_numpy(rows.numbers[index]),
@@ -57,6 +63,14 @@ def collate(rows: Rows, index: Index, divisions: Sequence[int], sizes: Sequence[
         label=None if rows.label is None else torch.from_numpy(rows.label[index]),
         weight=None if rows.weight is None else torch.from_numpy(rows.weight[index]),
     )
+
+
+def domains_of(rows: Rows, index: Index, divisions: Sequence[int]) -> Index:
+    """Domain of the rows at `index` in each division, (N, V); of EVERY it is always 0."""
+    if EVERY in divisions:
+        columns = [rows.domains[index][:, d] if d != EVERY else 0 * index for d in divisions]
+        return np.stack(columns, 1).astype(np.int64)
+    return rows.domains[index][:, list(divisions)].astype(np.int64)
 
 
 def _cells(domains: Index, sizes: Sequence[int]) -> Index:
@@ -69,12 +83,19 @@ def _cells(domains: Index, sizes: Sequence[int]) -> Index:
     return cell - 1
 
 
-def _route(domains: torch.Tensor, cell: torch.Tensor, sizes: Sequence[int]) -> Route:
+def _route(
+    domains: torch.Tensor, cell: torch.Tensor, routing: Routing, sizes: Sequence[int]
+) -> Route:
     groups = tuple(
-        Groups.of(domains[:, d].contiguous(), size, grouped=d == 0) for d, size in enumerate(sizes)
+        Groups.of(domains[:, d].contiguous(), size, grouped=d == 0)
+        if routing.mixed or d == routing.only
+        else None
+        for d, size in enumerate(sizes)
     )
-    if len(sizes) == 1:
+    if not routing.mixed:
         return Route(divisions=groups)
+    if len(sizes) == 1:
+        return Route(divisions=groups, cell=groups[0])
     cells = int(np.prod([size + 1 for size in sizes])) - 1
     return Route(divisions=groups, cell=Groups.of(cell, cells, grouped=True))
 

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from loractr.batch import EVERY
 from loractr.data.rows import Rows
 from loractr.errors import (
     CheckpointError,
@@ -17,13 +18,14 @@ from loractr.errors import (
     UsageError,
     some,
 )
+from loractr.layers.norm import DomainNorm
 from loractr.model import CTRModel
 from loractr.schema import Schema
 from loractr.stage import Stage
 from loractr.training.checkpoint import Checkpoint, CheckpointFolder
 from loractr.training.events import Callback, Event, StageResult, Validated
 from loractr.training.independent import IndependentLoop
-from loractr.training.loop import Loop, Surroundings, part
+from loractr.training.loop import Loop, Surroundings, part, routing_of
 from loractr.training.shared import SharedLoop
 from loractr.training.validate import Validator
 
@@ -146,6 +148,8 @@ class _Fit:
         if saved is None or saved.values["loop"] is None:
             torch.manual_seed(int(np.random.SeedSequence((self.seed, place)).generate_state(1)[0]))
         train, validation = self._rows(stage)
+        if saved is None or saved.values["loop"] is None:
+            self._inherit(stage)
         around = Surroundings(
             model=self.model,
             schema=self.data.schema,
@@ -161,6 +165,15 @@ class _Fit:
             loop.restore(saved.values["loop"], part(saved.tensors, "loop."))
         self._emit(loop.run())
         self._save(place + 1, None)
+
+    def _inherit(self, stage: Stage) -> None:
+        """Start the norms that the stage asks for as copies of what they come from."""
+        if stage.inherits == "none":
+            return
+        place = routing_of(self.model, self.data.schema, stage).only
+        for module in self.model.modules():
+            if isinstance(module, DomainNorm):
+                module.inherit(place if stage.inherits == "domains" else None)
 
     def _rows(self, stage: Stage) -> tuple[Rows, Rows]:
         train, validation = self.data.train, self.data.validation
@@ -199,6 +212,7 @@ class _Fit:
             "seed": self.seed,
             "stage": place,
             "loop": None if loop is None else loop.values(),
+            "mixed": self.model.routing.mixed,
             "history": self.history.dump(),
         }
         self.checkpoints.write(Checkpoint(values, tensors))
@@ -217,6 +231,7 @@ class _Fit:
                 f"the checkpoint belongs to another model: {error}",
                 fix="train into a new folder, or resume with the model that the run began with.",
             ) from error
+        self.model.routing = replace(self.model.routing, mixed=saved.values["mixed"])
         torch.set_rng_state(saved.tensors["random"])
         self.history.restore(saved.values["history"])
 
@@ -224,8 +239,8 @@ class _Fit:
 def _division(model: CTRModel, schema: Schema, name: str | None) -> int | None:
     if name is not None:
         return _place(schema, name)
-    if model.divisions:
-        return model.divisions[0]
+    if model.routing.divisions and model.routing.divisions[0] != EVERY:
+        return model.routing.divisions[0]
     return 0 if schema.divisions else None
 
 

@@ -14,6 +14,7 @@ from loractr.config import RunConfig
 from loractr.data.pretrained import load_pretrained
 from loractr.data.rows import Rows
 from loractr.data.store import Prepared
+from loractr.layers.linear import Linear
 from loractr.model import CTRModel, build
 from loractr.schema import Schema
 from loractr.stage import Stage
@@ -167,7 +168,7 @@ def build_model(config: RunConfig, data: Data) -> CTRModel:
         LoractrError: as `load_pretrained` and `build`.
     """
     if config.method.divisions or config.method.domain_models != "none":
-        config.method.natural(data.schema)  # else some would fail hours later
+        config.method.chosen(data.schema)  # else some would fail hours later
     vocabularies = data.prepared.encoders.vocabularies
     pretrained = {
         field.name: torch.from_numpy(load_pretrained(field, vocabularies[field.name]))
@@ -180,6 +181,7 @@ def build_model(config: RunConfig, data: Data) -> CTRModel:
 def _click_rate_only(model: CTRModel, train: Rows) -> CTRModel:
     """Every weight zero but the last bias: each row gets the click rate of the training rows."""
     assert train.label is not None
+    assert isinstance(model.head, Linear)
     rate = float(np.average(train.label, weights=train.weight).clip(1e-6, 1 - 1e-6))
     with torch.no_grad():
         for parameter in model.parameters():

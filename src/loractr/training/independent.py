@@ -10,19 +10,21 @@ import logging
 import math
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from loractr.batch import Batch
-from loractr.data.loader import collate
+from loractr.batch import EVERY, Batch, Route
+from loractr.data.loader import BACKBONE_ALONE, collate, domains_of
 from loractr.data.order import Epoch, Index, shuffled
+from loractr.data.rows import Rows
 from loractr.errors import TrainingError, some
 from loractr.stage import Stage
 from loractr.training.events import StageResult, StageStarted, Validated
-from loractr.training.freeze import freeze_all_but
+from loractr.training.freeze import freeze_all_but, moving_tensors
 from loractr.training.loop import (
     Meter,
     Surroundings,
@@ -31,45 +33,59 @@ from loractr.training.loop import (
     crosses,
     part,
     plain_scores,
+    routing_of,
     row_losses,
     steps_of,
 )
 from loractr.training.optimizer import ExpertAdam
 from loractr.training.stopping import Stopper
-from loractr.training.validate import Validator, chosen, chosen_for_domain
+from loractr.training.validate import chosen, chosen_for_domain
 
 log = logging.getLogger(__name__)
 
 
 class IndependentLoop:
-    """One stage that trains one expert per domain of the model's division, each by itself."""
+    """One stage that trains the experts of the domains of one division, each by itself."""
 
     def __init__(self, around: Surroundings, stage: Stage) -> None:
         model = around.model
-        if len(model.divisions) != 1:
-            read = [around.schema.divisions[place].name for place in model.divisions]
+        self.routing = routing_of(model, around.schema, stage)
+        if not self.routing.divisions:
             raise TrainingError(
                 f"stage {stage.name!r} trains independent experts, which need a model that is"
-                f" routed by one division; this one reads {some(read)}."
+                " routed by a division; this one reads none."
             )
-        (self.division,) = model.divisions
+        self.division = self.routing.divisions[self.routing.only]
         self.around, self.stage = around, stage
-        self.names = around.schema.divisions[self.division].domains
+        domains = ["*"]
+        if self.division != EVERY:
+            domains = list(around.schema.divisions[self.division].domains)
+        self.domains = len(domains)
+        self.names = [
+            domain if k == 0 else f"{domain} #{k + 1}"
+            for k in range(stage.experts_per_domain)
+            for domain in domains
+        ]
         self.trained = freeze_all_but(model, stage.trains)
+        self.moving = moving_tensors(model, self.trained)
         self.trainable = sum(p.numel() for p in self.trained.values())
         self.adam = ExpertAdam(stage, self.trained, len(self.names))
-        domains = around.train.domains[:, self.division]
-        self.rows = [np.flatnonzero(domains == d) for d in range(len(self.names))]
+        self.rows = self._rows_of(around.train)
         self.batches = [math.ceil(len(rows) / stage.batch_size) for rows in self.rows]
         self.step = [0] * len(self.names)
         self.stoppers = [Stopper(stage.patience) for _ in self.names]
         self.metrics: list[str] = [stage.select] * len(self.names)
         self.meter = Meter(stage.name, stage.epochs, around.emit)
-        self.best = copies(dict(self.trained))
-        self.start = copies(dict(self.trained))
+        self.best = copies(self.moving)
+        self.start = copies(self.moving)
         self.queue: deque[int] = deque()
         self.orders: dict[int, tuple[int, Epoch]] = {}
-        self.validation = _by_domain(around.validator, self.division)
+        self.validation = [
+            around.validator.of(
+                around.validator.rows.take(rows), None if self.division == EVERY else self.division
+            )
+            for rows in self._rows_of(around.validator.rows)
+        ]
         self.started = False
 
     def run(self) -> StageResult:
@@ -104,6 +120,12 @@ class IndependentLoop:
                 self.meter.start()
         return self._finish()
 
+    def _rows_of(self, rows: Rows) -> list[Index]:
+        """Row positions of each expert: those of its domain."""
+        domain = domains_of(rows, np.arange(len(rows)), [self.division])[:, 0]
+        own = [np.flatnonzero(domain == d) for d in range(self.domains)]
+        return own * self.stage.experts_per_domain
+
     def _begin(self) -> None:
         """Fill the queue: an expert without training rows has nothing to learn, and one without
         validation rows nothing to be judged by, so with `keep_start` it stays as it is."""
@@ -124,8 +146,9 @@ class IndependentLoop:
         self.queue.extend(domain for domain in trained if domain not in left_alone)
 
     def _train(self, turn: list[int]) -> None:
+        turn = sorted(turn)
         parts = [self._next_rows(domain) for domain in turn]
-        batch, share = self._batch(np.concatenate(parts))
+        batch, share = self._batch(np.concatenate(parts), np.repeat(turn, [len(p) for p in parts]))
         self.adam.zero_grad()
         assert batch.label is not None
         losses = row_losses(self.around.model(batch), batch.label)
@@ -146,11 +169,12 @@ class IndependentLoop:
             self.orders[domain] = number, shuffled(len(rows), self.stage.batch_size, seed)
         return rows[self.orders[domain][1][batch]]
 
-    def _batch(self, index: Index) -> tuple[Batch, Tensor]:
-        """The rows at `index`, and each row's share of its own domain's mean loss."""
-        batch = collate(self.around.train, index, (self.division,), [len(self.names)])
-        batch = batch.to(self.around.device)
-        expert = batch.route.divisions[0].expert
+    def _batch(self, index: Index, experts: Index) -> tuple[Batch, Tensor]:
+        """The rows at `index`, of rising `experts`, and each row's share of its expert's loss."""
+        batch = collate(self.around.train, index, BACKBONE_ALONE, ())
+        route = Route.to(torch.from_numpy(experts), len(self.names), self.routing.only)
+        batch = replace(batch, route=route).to(self.around.device)
+        expert = torch.from_numpy(experts).to(self.around.device)
         weight = torch.ones_like(expert) if batch.weight is None else batch.weight
         weight = weight.double()
         total = weight.new_zeros(len(self.names)).index_add_(0, expert, weight)
@@ -175,16 +199,17 @@ class IndependentLoop:
     def _validate(self, domains: list[int]) -> None:
         self.adam.swap_average()
         for domain in domains:
-            scores = self.validation[domain].scores(self.around.model)
+            scores = self.validation[domain].scores(self.around.model, self.routing, domain)
             value: float | None = None
             if scores is not None:
-                value, self.metrics[domain] = chosen_for_domain(scores, domain, self.stage.select)
+                place = 0 if self.division == EVERY else domain % self.domains
+                value, self.metrics[domain] = chosen_for_domain(scores, place, self.stage.select)
             better = self.stoppers[domain].see(value, self._epoch(domain))
             if value is None:
                 self.stoppers[domain].stopped = False  # nothing to judge by: `_most` is the rule
             if better or value is None:
-                for name, parameter in self.trained.items():
-                    self.best[name][domain] = parameter.detach()[domain]
+                for name, value_now in self.moving.items():
+                    self.best[name][domain] = value_now[domain]
             self.around.emit(
                 Validated(
                     stage=self.stage.name,
@@ -205,15 +230,15 @@ class IndependentLoop:
     def _finish(self) -> StageResult:
         """Assemble the experts; with `keep_start` the whole must not be worse than its start."""
         model, stage, validator = self.around.model, self.stage, self.around.validator
-        copy_into(dict(self.trained), self.start)
-        before, _ = chosen(validator.scores(model), stage.select)
-        copy_into(dict(self.trained), self.best)
-        after, metric = chosen(validator.scores(model), stage.select)
+        copy_into(self.moving, self.start)
+        before, _ = chosen(validator.scores(model, self.routing), stage.select)
+        copy_into(self.moving, self.best)
+        after, metric = chosen(validator.scores(model, self.routing), stage.select)
         kept_start = (
             stage.keep_start and before is not None and after is not None and after <= before
         )
         if kept_start:
-            copy_into(dict(self.trained), self.start)
+            copy_into(self.moving, self.start)
         model.set_dropout(None, None)
         domains = {
             name: {"epoch": s.best_epoch, "value": s.best, "metric": self.metrics[d]}
@@ -256,11 +281,3 @@ class IndependentLoop:
         self.meter.restore(values["meter"])
         self.best, self.start = part(tensors, "best."), part(tensors, "start.")
         self.adam.restore(part(tensors, "optimizer."))
-
-
-def _by_domain(validator: Validator, division: int) -> list[Validator]:
-    domains = validator.rows.domains[:, division]
-    return [
-        Validator(validator.schema, validator.rows.take(np.flatnonzero(domains == d)), division)
-        for d in range(len(validator.schema.divisions[division].domains))
-    ]

@@ -3,18 +3,20 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loractr.batch import EVERY, Routing
 from loractr.data.rows import Rows
-from loractr.errors import TrainingError
+from loractr.errors import TrainingError, UsageError, some
 from loractr.evaluation.metrics import DomainScores
 from loractr.model import CTRModel
 from loractr.schema import Schema
+from loractr.stage import Stage
 from loractr.training.events import Event, StageResult, Stepped
 from loractr.training.validate import Validator
 
@@ -37,7 +39,7 @@ class Surroundings:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.head.weight.device
+        return self.model.device
 
 
 class Loop(Protocol):
@@ -139,6 +141,35 @@ def mean_loss(logit: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
         return F.binary_cross_entropy_with_logits(logit, label.to(logit.dtype))
     weight = weight.to(logit.dtype)
     return (row_losses(logit, label) * weight).sum() / weight.sum().clamp(min=1e-12)
+
+
+def domain_means(logit: Tensor, label: Tensor, weight: Tensor | None, domain: Tensor) -> Tensor:
+    """Mean over the domains of a batch of their own mean losses (MultiLoRA, eq. 2); rows of no
+    domain (-1) count as one more. `domain`: (N,)."""
+    _, place = torch.unique(domain, return_inverse=True)
+    weight = torch.ones_like(logit) if weight is None else weight.to(logit.dtype)
+    sums = logit.new_zeros(2, int(place.max()) + 1 if len(place) else 0)
+    sums = sums.index_add(1, place, torch.stack([row_losses(logit, label) * weight, weight]))
+    return (sums[0] / sums[1].clamp(min=1e-12)).mean()
+
+
+def routing_of(model: CTRModel, schema: Schema, stage: Stage) -> Routing:
+    """What acts on a row in a stage.
+
+    Raises:
+        UsageError: the stage's division is not one that the model reads.
+    """
+    if stage.route == "none":
+        return Routing()
+    if stage.division is None or stage.route == "mixed":
+        return replace(model.routing, mixed=stage.route == "mixed", only=0)
+    names = ["*" if d == EVERY else schema.divisions[d].name for d in model.routing.divisions]
+    if stage.division not in names:
+        raise UsageError(
+            f"stage {stage.name!r} is about division {stage.division!r}; the model reads"
+            f" {some(names)}."
+        )
+    return replace(model.routing, mixed=False, only=names.index(stage.division))
 
 
 def plain_scores(scores: DomainScores | None) -> dict[str, float | None]:

@@ -1,13 +1,15 @@
 """An ordinary stage: some parameters of the one model, trained on all its rows."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from loractr.batch import Batch
-from loractr.data.loader import collate
+from loractr.data.loader import collate, sizes_of
 from loractr.data.order import Epoch, Index, balanced, domain_sequential, shuffled
 from loractr.errors import TrainingError
 from loractr.stage import Stage
@@ -19,9 +21,11 @@ from loractr.training.loop import (
     copies,
     copy_into,
     crosses,
+    domain_means,
     mean_loss,
     part,
     plain_scores,
+    routing_of,
     steps_of,
 )
 from loractr.training.optimizer import WholeAdam, lazy_tables
@@ -41,12 +45,16 @@ class SharedLoop:
         around.model.embedding.set_sparse(lazy)
         self.adam = WholeAdam(stage, self.trained, lazy)
         self.optimizer = _describe(stage, lazy)
-        self.divisions = around.model.divisions if stage.route == "hard" else ()
-        self.sizes = [len(around.schema.divisions[d].domains) for d in self.divisions]
+        self.routing = routing_of(around.model, around.schema, stage)
+        self.sizes = sizes_of(around.schema, self.routing)
+        self.train = around.train
+        if stage.loss == "domain_mean":  # batches regroup the rows: know where each one stands
+            self.train = replace(around.train, row=np.arange(len(around.train)))
         self.meter = Meter(stage.name, stage.epochs, around.emit)
         self.stopper = Stopper(stage.patience)
         self.metric: str = stage.select
         self.best: dict[str, Tensor] | None = None
+        self.before: float | None = None
         self.batches = len(self._epoch(0))
         self.step = 0
         self.started = False
@@ -61,6 +69,7 @@ class SharedLoop:
         if not self.started:
             self.started = True
             if stage.keep_start:
+                self.before = self._value_without_mixers()
                 self._validate()
         epoch, held, batches = None, -1, self.batches
         last = steps_of(stage.epochs, batches)
@@ -90,16 +99,23 @@ class SharedLoop:
     def _train(self, index: Index, epoch: float) -> None:
         batch = self._batch(index)
         self.adam.zero_grad()
-        assert batch.label is not None
-        loss = mean_loss(self.around.model(batch), batch.label, batch.weight)
+        loss = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self.adam.step(epoch)
         self.step += 1
         self.meter.saw(len(index), float(loss.detach()), epoch)
 
+    def _loss(self, batch: Batch) -> Tensor:
+        assert batch.label is not None
+        logit: Tensor = self.around.model(batch)
+        natural = self.around.validator.division
+        if self.stage.loss == "row_mean" or natural is None:
+            return mean_loss(logit, batch.label, batch.weight)
+        domain = torch.from_numpy(self.train.domains[batch.row.cpu().numpy(), natural])
+        return domain_means(logit, batch.label, batch.weight, domain.to(logit.device))
+
     def _batch(self, index: Index) -> Batch:
-        batch = collate(self.around.train, index, self.divisions, self.sizes)
-        return batch.to(self.around.device)
+        return collate(self.train, index, self.routing, self.sizes).to(self.around.device)
 
     def _epoch(self, number: int) -> Epoch:
         """Order of the rows in one epoch: a function of seed and number alone."""
@@ -128,7 +144,7 @@ class SharedLoop:
         epoch = self.step / self.batches
         self.adam.swap_average()
         model.embedding.fill_unknown()
-        scores = self.around.validator.scores(model, routed=stage.route == "hard")
+        scores = self.around.validator.scores(model, self.routing)
         value, self.metric = chosen(scores, stage.select)
         better = self.stopper.see(value, epoch)
         if better or value is None:
@@ -152,17 +168,30 @@ class SharedLoop:
         if value is None:
             self.stopper.stopped = False  # nothing to judge by: the epochs asked for are the rule
 
+    def _value_without_mixers(self) -> float | None:
+        """What mixers have to beat: each row by its own expert of the first division alone."""
+        if not self.routing.mixed:
+            return None
+        unmixed = replace(self.routing, mixed=False)
+        scores = self.around.validator.scores(self.around.model, unmixed)
+        return chosen(scores, self.stage.select)[0]
+
     def _finish(self) -> StageResult:
+        """Put the best weights back; mixers that are no better than none do not act."""
         if self.best is not None:
             copy_into(self.moving, self.best)
-        self.around.model.set_dropout(None, None)
-        judged = self.stopper.best is not None
+        model, best = self.around.model, self.stopper.best
+        model.set_dropout(None, None)
+        judged = best is not None
+        unmixed = best is not None and self.before is not None and best <= self.before
+        if self.routing.mixed:
+            model.routing = replace(self.routing, mixed=not unmixed)
         return StageResult(
             stage=self.stage.name,
             metric=self.metric,
-            value=self.stopper.best,
+            value=self.before if unmixed else best,
             epoch=self.stopper.best_epoch if judged else self.step / self.batches,
-            kept_start=judged and self.stopper.best_epoch == 0.0,
+            kept_start=unmixed or (judged and self.stopper.best_epoch == 0.0),
             trainable=self.trainable,
             optimizer=self.optimizer,
             rows_per_second=self.meter.speed(),
@@ -175,6 +204,7 @@ class SharedLoop:
             "step": self.step,
             "stopper": self.stopper.dump(),
             "metric": self.metric,
+            "before": self.before,
             "meter": self.meter.values(),
         }
 
@@ -188,7 +218,7 @@ class SharedLoop:
     def restore(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on from a saved state."""
         self.started = True
-        self.step, self.metric = values["step"], values["metric"]
+        self.step, self.metric, self.before = values["step"], values["metric"], values["before"]
         self.stopper = Stopper.load(values["stopper"])
         self.meter.restore(values["meter"])
         self.best = part(tensors, "best.") or None

@@ -1,10 +1,11 @@
 """Scores of a model on validation rows, as the loop needs them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from loractr.batch import Routing
 from loractr.data.rows import Rows
 from loractr.errors import TrainingError
 from loractr.evaluation.metrics import DomainScores, score
@@ -28,8 +29,19 @@ class Validator:
         """Number of domains."""
         return 1 if self.division is None else len(self.schema.divisions[self.division].domains)
 
-    def scores(self, model: CTRModel, *, routed: bool = True) -> DomainScores | None:
-        """Metrics per domain; None without rows. `routed=False`: the backbone alone.
+    def of(self, rows: Rows, division: int | None) -> "Validator":
+        """The same for other rows, by the domains of another division."""
+        return replace(self, rows=rows, division=division)
+
+    def scores(
+        self, model: CTRModel, routing: Routing | None = None, expert: int | None = None
+    ) -> DomainScores | None:
+        """Metrics per domain; None without rows.
+
+        Args:
+            model: Scores the rows.
+            routing: What acts; the model's own by default.
+            expert: All rows go to this expert of the acting division.
 
         Raises:
             TrainingError: the model gives some row no number.
@@ -42,7 +54,7 @@ class Validator:
             if self.division is None
             else self.rows.domains[:, self.division]
         )
-        logit = logits(model, self.rows, self.schema, routed=routed)
+        logit = logits(model, self.rows, self.schema, routing=routing, expert=expert)
         if lost := int(np.isnan(logit).sum()):
             raise TrainingError(
                 f"the model gives no number for {lost} of {len(self.rows)} validation rows.",

@@ -91,7 +91,11 @@ class MLP(nn.Module):
             )
             self.add_module(str(index), block)
         self.in_features = in_features
+        self.hidden_sizes = tuple(hidden_sizes)
         self.out_features = widths[-1]
+        self.dropout = dropout
+        self.batch_norm = batch_norm
+        self.dropout_position = dropout_position
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """The last hidden layer's output."""

@@ -114,7 +114,7 @@ def compressed(p, fields, sizes=(4, 3), split_half=True):
     maps, out = fields, []
     for layer, size in enumerate(sizes):
         weight, bias = p[f"cin.{layer}.weight"], p[f"cin.{layer}.bias"]
-        pairs = [before * field for before, field in itertools.product(maps, fields)]
+        pairs = [field * before for field, before in itertools.product(fields, maps)]
         made = [
             np.maximum(0, sum(w * pair for w, pair in zip(weight[h], pairs, strict=True)) + bias[h])
             for h in range(size)

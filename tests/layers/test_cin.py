@@ -28,7 +28,7 @@ def loop(cin, fields, split_half):
                 total = bias[h]
                 for i in range(len(maps)):
                     for j in range(len(first)):
-                        total += weight[h][i * len(first) + j] * maps[i, d] * first[j, d]
+                        total += weight[h][j * len(maps) + i] * maps[i, d] * first[j, d]
                 made[h, d] = max(0.0, total)
         last = index == len(layers) - 1
         half = len(made) // 2
@@ -51,8 +51,8 @@ def test_whole_layers_worked_by_hand():
     cin = CIN(2, (2, 1), split_half=False)
     first, second = cin.children()
     set_(first, [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]], [-2.0, 1.0])
-    # p = (0, 2), q = (4, 0): p⊙f - p⊙g + q⊙f = (0, 4) - (0, -2) + (4, 0) = (4, 6)
-    set_(second, [[1.0, -1.0, 1.0, 0.0]], [0.0])
+    # p = (0, 2), q = (4, 0): f⊙p + f⊙q - g⊙p = (0, 4) + (4, 0) - (0, -2) = (4, 6)
+    set_(second, [[1.0, 1.0, -1.0, 0.0]], [0.0])
     assert cin(FIELDS).tolist() == [[2.0, 4.0, 10.0]]
 
 

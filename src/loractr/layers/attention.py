@@ -27,7 +27,7 @@ class AttentionLayer(nn.Module):
     Shapes: e (N, M, K) → (N, M, heads · size).
     Raises: ValueError: a size below 1.
     Source: Song et al., AutoInt, CIKM 2019, eq. 5-8.
-    Cost: O(N · M · heads · size · (K + M)).
+    Cost: O(N · M · heads · size · (K + M)); the weights a take N · heads · M² numbers.
     """
 
     def __init__(
@@ -55,12 +55,11 @@ class AttentionLayer(nn.Module):
 
     def forward(self, fields: Tensor, route: Route | None = None) -> Tensor:
         """One step of attention."""
-        mixed = F.scaled_dot_product_attention(
-            self._heads(self.query(fields, route)),
-            self._heads(self.key(fields, route)),
-            self._heads(self.value(fields, route)),
-            scale=1.0,
-        )
+        query = self._heads(self.query(fields, route))
+        key = self._heads(self.key(fields, route))
+        value = self._heads(self.value(fields, route))
+        # torch's fused attention takes 1.5 times as long on rows of three fields, on a CPU
+        mixed = (query @ key.transpose(2, 3)).softmax(3) @ value  # (N, heads, M, size)
         joined = mixed.transpose(1, 2).flatten(2)
         return F.relu(joined + self.residual(fields, route))
 

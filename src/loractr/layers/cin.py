@@ -19,11 +19,11 @@ class CIN(nn.Module):
 
     With `split_half` the first half of the maps of every layer but the last goes on to the next
     layer and only the second half to the output; the last layer goes to the output entirely.
-    Without it all maps go both ways. ReLU, bias and halves are DeepCTR's and the authors' code's;
-    the paper's equation 6 has the identity, no bias and no halves.
+    Without it all maps go both ways. ReLU, bias and halves are DeepCTR's defaults; the paper's
+    equation 6 has the identity, no bias and no halves.
 
-    A layer is one product named `0`, `1`, …: `Linear` of all F · H pairs, i after i, j within i.
-    It is Glorot normal at first, with b = 0.
+    A layer is one product named `0`, `1`, …: `Linear` of all F · H pairs, field by field, as
+    in DeepCTR. It is Glorot normal at first, with b = 0.
 
     Args:
         fields: Number F of field vectors, at least one.
@@ -48,27 +48,35 @@ class CIN(nn.Module):
         super().__init__()
         if fields < 1 or not sizes or min(sizes) < 1:
             raise ValueError(
-                f"needs at least one field and one layer of 1 or more maps,"
+                f"a CIN needs at least one field and one layer of 1 or more maps,"
                 f" not {fields} fields and sizes {tuple(sizes)}"
             )
         odd = [size for size in sizes[:-1] if size % 2]
         if split_half and odd:
             raise ValueError(f"split_half needs even sizes but for the last, not {odd[0]}")
-        self._onward = [size // 2 if split_half else size for size in sizes[:-1]] + [0]
-        self._kept = [size // 2 if split_half else size for size in sizes[:-1]] + [sizes[-1]]
-        self.out_features = sum(self._kept)
-        widths = [fields, *self._onward]
+        onward = [size // 2 if split_half else size for size in sizes[:-1]]
+        self.out_features = sum(onward) + sizes[-1]
+        self._split_half = split_half
+        widths = [fields, *onward]
         for index, size in enumerate(sizes):
             layer = Linear(widths[index] * fields, size, generator=generator)
             self.add_module(str(index), layer)
 
     def forward(self, fields: Tensor, route: Route | None = None) -> Tensor:
         """Sum-pooled feature maps of all layers."""
-        first = maps = fields.transpose(1, 2)  # (N, K, F): the products stand last
+        first = maps = fields.transpose(1, 2).contiguous()  # (N, K, F): products read the last axis
+        *hidden, last = self.children()
         pooled: list[Tensor] = []
-        for layer, onward, kept in zip(self.children(), self._onward, self._kept, strict=True):
-            pairs = (maps[..., :, None] * first[..., None, :]).flatten(2)
-            made = F.relu(layer(pairs, route), inplace=True)  # fresh, and no backward needs it
-            maps = made[..., :onward]
-            pooled.append(made[..., made.shape[2] - kept :].sum(1))
+        for layer in hidden:
+            maps = kept = _layer(layer, first, maps, route)
+            if self._split_half:
+                maps, kept = maps.chunk(2, 2)
+            pooled.append(kept.sum(1))
+        pooled.append(_layer(last, first, maps, route).sum(1))
         return torch.cat(pooled, 1)
+
+
+def _layer(product: nn.Module, first: Tensor, maps: Tensor, route: Route | None) -> Tensor:
+    """(N, K, F) and (N, K, H_in) → (N, K, H_out)."""
+    pairs = (first[..., :, None] * maps[..., None, :]).flatten(2)  # H_in last: the longer axis
+    return F.relu(product(pairs, route), inplace=True)  # fresh, and no backward needs it

@@ -131,18 +131,25 @@ class DomainBlock(nn.Module):
         super().__init__()
         self.linear = DomainLinear(in_features, out_features, domains, generator=generator)
         self.norm = NormBank(out_features, domains) if batch_norm else None
-        self.dropout = Dropout(dropout)
-        self.drops_first = dropout_position == "shared_path"
+        first = dropout_position == "shared_path"
+        self.before: nn.Module = Dropout(dropout) if first else nn.Identity()
+        self.after: nn.Module = nn.Identity() if first else Dropout(dropout)
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """(N, in) → (N, out)."""
-        h = self.linear(x, route)
-        if self.drops_first:
-            h = self.dropout(h)
+        h = self.before(self.linear(x, route))
         if self.norm is not None:
             h = self.norm(h, groups_of(route, x, self.linear.domains), self.norm.average())
-        h = F.relu(h)
-        return h if self.drops_first else self.dropout(h)
+        y: Tensor = self.after(F.relu(h))
+        return y
+
+    def every(self, x: Tensor) -> Tensor:
+        """(N, in) or (N, D + 1, in) → (N, D + 1, out); see `DomainLinear.every`."""
+        h = self.before(self.linear.every(x))
+        if self.norm is not None:
+            h = self.norm.every(h)
+        y: Tensor = self.after(F.relu(h))
+        return y
 
 
 class DomainMLP(nn.Module):
@@ -150,7 +157,7 @@ class DomainMLP(nn.Module):
 
     Args:
         in_features: Width of the input.
-        hidden_sizes: Width of each hidden layer, at least one.
+        hidden_sizes: Width of each hidden layer; with none of them it returns x.
         domains: Number of domains D.
         dropout: Dropout of each hidden layer.
         batch_norm: Whether each hidden layer is normalised before its activation, per domain.
@@ -159,7 +166,7 @@ class DomainMLP(nn.Module):
 
     Shapes: x (N, in) → (N, hidden_sizes[-1]), each row through its own domain's tower; rows of no
         domain through the average domain's, see `DomainLinear`.
-    Raises: ValueError: no hidden layer, or a size below 1.
+    Raises: ValueError: a width or the number of domains is below 1.
     """
 
     def __init__(
@@ -174,8 +181,6 @@ class DomainMLP(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not hidden_sizes:
-            raise ValueError("a tower needs at least one hidden layer")
         widths = [in_features, *hidden_sizes]
         for index, (before, after) in enumerate(pairwise(widths)):
             block = DomainBlock(
@@ -195,4 +200,12 @@ class DomainMLP(nn.Module):
         """The last hidden layer's output."""
         for block in self.children():
             x = block(x, route)
+        return x
+
+    def every(self, x: Tensor) -> Tensor:
+        """Each row through all towers, the average domain's first: (N, in), or (N, D + 1, in) with
+        an input for each tower, → (N, D + 1, out). Here a norm's statistics are of all rows."""
+        for block in self.children():
+            assert isinstance(block, DomainBlock)
+            x = block.every(x)
         return x

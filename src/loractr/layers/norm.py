@@ -177,6 +177,28 @@ class NormBank(nn.Module):
         variance = torch.where(enough, spread / count.clamp(min=1), self.running_var)
         return self._affine(x, groups, base, mean, variance)
 
+    def every(self, x: Tensor) -> Tensor:
+        """Each row through all groups' norms, those of the average first: x (N, E + 1, H) of which
+        `x[:, e + 1]` is group e's input for all rows, so that all rows make its statistics."""
+        base, rest = self.average(), x[:, 1:].flatten(1)
+        trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
+        if x.shape[0] < 2:
+            trains = False
+        first = F.batch_norm(
+            x[:, 0], base.running_mean, base.running_var, base.weight, base.bias, eps=base.eps
+        )
+        others = F.batch_norm(
+            rest,
+            self.running_mean.view(-1),
+            self.running_var.view(-1),
+            self.weight.flatten(),
+            self.bias.flatten(),
+            training=trains,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+        return torch.cat([first, others], 1).view_as(x)
+
     def average(self) -> Average:
         """The mean of the groups' weights, biases and running statistics."""
         mean, variance = self.running_mean.mean(0), self.running_var.mean(0)

@@ -1,11 +1,13 @@
 """AutoInt, xDeepFM and DCN: their whole logits against numpy loops, for all kinds of inputs."""
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
+from loractr.adapters import LowRankLinear, attach, merge
 from loractr.backbones import BACKBONES, ModelConfig
 from loractr.batch import Route
 from loractr.errors import ConfigError
@@ -269,6 +271,27 @@ def test_the_route_reaches_every_product(name):
     backbone(features(), route)
     assert len(routes) == 2 + len(OWN[name]) + (0 if name == "dcn" else 2)
     assert all(given is route for given in routes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_every_product_adapted_each_row_has_the_merged_weights_of_its_domain(name):
+    backbone, head = made(name)
+    backbone.requires_grad_(False)
+    adapted = attach(backbone, ("*",), lambda _, layer: LowRankLinear(layer, experts=3, rank=1))
+    assert set(OWN[name]) < set(adapted)
+    for parameter in backbone.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.5)
+    x, domains = features(), [2, -1, 0, 1, 0, -1]
+    found = logits(backbone, head, x, Route.hard(torch.tensor(domains)))
+    for n, domain in enumerate(domains):
+        alone = copy.deepcopy(backbone)
+        if domain >= 0:
+            merge(alone, domain)
+        torch.testing.assert_close(found[n], logits(alone, head, x)[n])
+    found.sum().backward()
+    missing = [key for key, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
 
 
 @pytest.mark.parametrize("widths", INPUTS.values(), ids=INPUTS)

@@ -53,6 +53,7 @@ class Route:
     divisions: tuple[Groups | None, ...] = ()  # None: this division's experts do not act
     cell: Groups | None = None  # combination of domains; where it is there, mixers act
     weights: Tensor | None = None  # (N, E) float
+    context: Tensor | None = None  # (N, C) float, what gates of layers look at
 
     def acting(self) -> tuple[int, Groups]:
         """The first division whose experts act: its place, and its groups (ValueError without)."""

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from loractr.adapters.mlora import MLoRA
+from loractr.adapters.moe_mlora import MoEMLoRA
 from loractr.backbones.config import ModelConfig
 from loractr.baselines.finetune import Finetune
 from loractr.baselines.mix import Mix
@@ -31,10 +32,11 @@ METHODS: dict[str, type[Method]] = {
     "single": Single,
     "finetune": Finetune,
     "mlora": MLoRA,
+    "moe_mlora": MoEMLoRA,
 }
 """Every method by its name."""
 
-MethodConfig = Annotated[Mix | Single | Finetune | MLoRA, Bound(discriminator="name")]
+MethodConfig = Annotated[Mix | Single | Finetune | MLoRA | MoEMLoRA, Bound(discriminator="name")]
 
 
 class StageSettings(Settings):

@@ -22,6 +22,7 @@ ALL_ROWS = "*"
 class Network(Protocol):
     """What a method may change: the parts of a model, all of them fresh."""
 
+    front: "Front | None"
     backbone: Backbone
     head: nn.Module
 

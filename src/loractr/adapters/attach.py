@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loractr.adapters.low_rank import LowRankLinear
 from loractr.errors import AdapterError, some
@@ -53,10 +53,12 @@ def detach(module: nn.Module) -> None:
         _replace(module, name, layer.base)
 
 
-def merge(module: nn.Module, expert: int) -> None:
-    """Fold one expert of every adapted layer into plain weights, in place.
+def merge(module: nn.Module, expert: int | Tensor) -> None:
+    """Fold one expert of every adapted layer, or a mixture of all, into plain weights, in place.
 
         W <- W + row_scale[e] * (up[e] @ down[e]),   b <- b + offset[e]
+
+    With weights (E,) for `expert`, the same sum over all experts, weighted.
 
     The merged module scores that expert's rows as the routed one does (to rounding: 1e-5 in
     float32 probabilities, 1e-10 in float64) at the cost of the backbone alone.
@@ -66,22 +68,45 @@ def merge(module: nn.Module, expert: int) -> None:
     """
     layers = list(adapted(module))
     for name, layer in layers:
-        if not 0 <= expert < layer.experts:
-            raise AdapterError(
-                f"{name!r} has no expert {expert}; it has 0 to {layer.experts - 1}.",
-                fix="use detach for the backbone alone.",
-            )
+        _check(name, layer, expert)
     for name, layer in layers:
-        up = layer.up if layer.row_scale is None else layer.up * layer.row_scale.unsqueeze(-1)
-        plain = layer.base
-        with torch.no_grad():
-            plain.weight.add_(up[expert] @ layer.down[expert])
-            if layer.offset is not None:
-                if plain.bias is None:
-                    plain.bias = nn.Parameter(layer.offset[expert].clone())
-                else:
-                    plain.bias.add_(layer.offset[expert])
-        _replace(module, name, plain)
+        _replace(module, name, folded(layer, expert))
+
+
+@torch.no_grad()
+def folded(layer: LowRankLinear, expert: int | Tensor) -> Linear:
+    """One layer's base with one expert in its weights, or all of them by weights (E,): see `merge`.
+
+    The base itself changes.
+    """
+    plain, up = layer.base, layer.scaled_up()
+    if isinstance(expert, Tensor):
+        update = torch.einsum("e,eor,eri->oi", expert, up, layer.down)
+        offset = None if layer.offset is None else expert @ layer.offset
+    else:
+        update = up[expert] @ layer.down[expert]
+        offset = None if layer.offset is None else layer.offset[expert].clone()
+    plain.weight.add_(update)
+    if offset is not None:
+        if plain.bias is None:
+            plain.bias = nn.Parameter(offset)
+        else:
+            plain.bias.add_(offset)
+    return plain
+
+
+def _check(name: str, layer: LowRankLinear, expert: int | Tensor) -> None:
+    if isinstance(expert, Tensor):
+        if expert.shape != (layer.experts,):
+            raise AdapterError(
+                f"{name!r} needs weights of its {layer.experts} experts, not of shape"
+                f" {tuple(expert.shape)}."
+            )
+    elif not 0 <= expert < layer.experts:
+        raise AdapterError(
+            f"{name!r} has no expert {expert}; it has 0 to {layer.experts - 1}.",
+            fix="use detach for the backbone alone.",
+        )
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:

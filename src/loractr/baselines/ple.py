@@ -105,7 +105,7 @@ class PLETower(DomainTower):
             own, shared = level.every(own, shared, route)
         if own.dim() == 3:
             place = groups_of(route, x, self.domains).expert + 1
-            own = own.take_along_dim(place[:, None, None], 1)[:, 0]
+            own = own.gather(1, place[:, None, None].expand(-1, 1, own.shape[2]))[:, 0]
         y: Tensor = self.towers(self.last(own, shared, route), route)
         return y
 

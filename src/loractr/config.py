@@ -67,6 +67,9 @@ class RunConfig(Record):
     training: TrainingConfig = TrainingConfig()
     seed: Annotated[int, Bound(ge=0, lt=2**63)] = 0
     """Initialisation and order of rows only; the split has a seed of its own."""
+    start_from: Path | None = None
+    """A finished run or artifact, of the same fields and backbone, whose base model this run starts
+    with: it takes the place of what the recipe's first stage would train."""
 
     @model_validator(mode="after")
     def _divisions_exist(self) -> Self:
@@ -106,8 +109,22 @@ class RunConfig(Record):
             for stage in stages
             for conflict in stage.conflicts()
         ]
+        if self.start_from is not None:
+            problems += self._nothing_to_start()
         if problems:
             raise ConfigError(problems)
+
+    def _nothing_to_start(self) -> list[str]:
+        """What keeps the recipe from starting with a finished model, in words."""
+        if not self.stages():
+            return [f"start_from: method {self.method.name!r} trains no shared model"]
+        if len(self.stages()) == 1 and self.method.domain_models == "none":
+            return [
+                f"start_from takes the place of stage {self.stages()[0].name!r}, which is all that"
+                f" the recipe of method {self.method.name!r} has; leave start_from out, or choose a"
+                " method or recipe that trains on from there"
+            ]
+        return []
 
     def _base(self) -> Stage:
         settings = self.training.model_dump(exclude={"stages", "checkpoint_minutes"})

@@ -17,11 +17,12 @@ import polars as pl
 import yaml
 
 from loractr.artifact import save
+from loractr.artifact.base import Base, read_base
 from loractr.config import RunConfig, dump_config
 from loractr.data.prepare import cached
 from loractr.data.store import Prepared
 from loractr.environment import cache_folder, differences, environment, threads
-from loractr.errors import UsageError, some
+from loractr.errors import CheckpointError, UsageError, some
 from loractr.evaluation import Metrics, evaluate
 from loractr.predict import assembled_logits, tabulate
 from loractr.stage import Stage
@@ -60,6 +61,7 @@ def run(
 
     Raises:
         UsageError: `out` is not empty, or holds a run with another configuration.
+        ConfigError: the model of `start_from` has other fields or another shape.
         LoractrError: whatever goes wrong on the way.
     """
     if _begin(config, out, resume):
@@ -71,9 +73,17 @@ def run(
         _check_environment(out / "checkpoint", device)
         started = time.perf_counter()
         data = Data.of(prepared)
-        trained = train(config, data, out, callbacks=callbacks, device=device)
+        base = _start(config, prepared, out / "checkpoint")
+        trained = train(
+            config,
+            data,
+            out,
+            start=None if base is None else base.tensors,
+            callbacks=callbacks,
+            device=device,
+        )
         seconds["train"] = time.perf_counter() - started
-        return _conclude(config, data, trained, out, seconds)
+        return _conclude(config, data, trained, out, seconds, base)
 
 
 def run_seeds(
@@ -124,8 +134,9 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
     Prepares the data (kept for the run itself) and trains a copy of the model for a few steps.
     """
     data = Data.of(cached(config.data, cache_folder() / "prepared"))
+    base = _start(config, data.prepared)
     model = build_model(config, data)
-    recipe = (*config.stages(), *_first_domain_stages(config, data))
+    recipe = (*config.stages(), *_first_domain_stages(config, data))[0 if base is None else 1 :]
     batches = math.ceil(len(data.train) / config.training.batch_size)
     short = {"epochs": min(steps / batches, 1.0), "keep_start": False, "independent": False}
     probe = recipe[0].model_copy(update={**short, "rows": None, "trains": ("*",)})
@@ -204,6 +215,23 @@ def _check_environment(folder: Path, device: str) -> None:
     write_file(path, json.dumps(now).encode())
 
 
+def _start(config: RunConfig, prepared: Prepared, checkpoints: Path | None = None) -> Base | None:
+    """The model that the run starts with; one that was interrupted goes on with the same only."""
+    if config.start_from is None:
+        return None
+    base = read_base(config.start_from, config.model, prepared.encoders)
+    if checkpoints is None:
+        return base
+    path = checkpoints / "start_from.sha256"
+    if path.exists() and path.read_text() != base.digest:
+        raise CheckpointError(
+            f"{config.start_from} is another model than when this run began.",
+            fix="train into a new folder, or put the former model back.",
+        )
+    write_file(path, base.digest.encode())
+    return base
+
+
 def _finished(out: Path) -> Metrics:
     log.info("%s is finished already", out)
     shutil.rmtree(out / "checkpoint", ignore_errors=True)  # where it was killed just before this
@@ -213,7 +241,12 @@ def _finished(out: Path) -> Metrics:
 
 
 def _conclude(
-    config: RunConfig, data: Data, trained: Trained, out: Path, seconds: dict[str, float]
+    config: RunConfig,
+    data: Data,
+    trained: Trained,
+    out: Path,
+    seconds: dict[str, float],
+    base: Base | None,
 ) -> Metrics:
     """Score validation and test rows (test for the first and only time), save, write metrics."""
     scored = {name: _predict(config, data, trained, name) for name in ("test", "validation")}
@@ -236,11 +269,12 @@ def _conclude(
     summary = {
         **{name: found.as_dict() for name, found in metrics.items()},
         "selection": _selection(trained),
-        "parameters": _parameters(trained),
+        "parameters": _parameters(trained, shared=bool(config.stages())),
         "seconds": seconds,
         "rows_per_second": _by_stage(trained, "rows_per_second", statistics.mean),
         "optimizer": {stage.stage: stage.optimizer for stage in trained.results},
         "seed": config.seed,
+        "start_from": _origin(config, base),
         "versions": environment(),
     }
     write_file(out / "metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
@@ -277,10 +311,15 @@ def _without_speed(stage: StageResult) -> dict[str, Any]:
     return {name: value for name, value in stage.dump().items() if name != "rows_per_second"}
 
 
-def _parameters(trained: Trained) -> dict[str, Any]:
+def _origin(config: RunConfig, base: Base | None) -> dict[str, str] | None:
+    """What the run started from: where it lay, and its SHA-256, which outlives the place."""
+    return None if base is None else {"path": str(config.start_from), "sha256": base.digest}
+
+
+def _parameters(trained: Trained, *, shared: bool) -> dict[str, Any]:
     """Numbers of parameters of everything that was trained: the shared model, each domain's own."""
-    shared = [trained.model] if trained.base.stages else []
-    counts = [model.parameter_counts() for model in (*shared, *trained.domain_models.values())]
+    models = [trained.model] if shared else []
+    counts = [model.parameter_counts() for model in (*models, *trained.domain_models.values())]
     totals = {name: sum(count[name] for count in counts) for name in counts[0]}
     return {**totals, "trainable_by_stage": _by_stage(trained, "trainable", sum)}
 

@@ -80,6 +80,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     checkpoints: CheckpointFolder | None = None,
     division: str | None = None,
+    first: int = 0,
 ) -> History:
     """Train `model` in place, stage by stage, and leave the best weights in it.
 
@@ -95,6 +96,8 @@ def fit(
         checkpoints: Where to keep checkpoints; a newest one found there is continued.
         division: Division whose domains `select` averages over; by default the model's own first
             one, else the schema's first.
+        first: Place of the first stage to run; `model` holds what those before it would have made.
+            Every stage is seeded by its place, so that it makes the same either way.
 
     Raises:
         TrainingError: the loss is no longer finite, or a stage trains nothing.
@@ -115,6 +118,7 @@ def fit(
         callbacks=callbacks,
         checkpoints=checkpoints,
         division=_division(model, data.schema, division),
+        first=first,
     ).run()
 
 
@@ -127,12 +131,15 @@ class _Fit:
     callbacks: Sequence[Callback]
     checkpoints: CheckpointFolder | None
     division: int | None
+    first: int
     history: History = field(default_factory=History)
 
     def run(self) -> History:
         saved = self.checkpoints.read() if self.checkpoints else None
         with torch.random.fork_rng(devices=[]):
             for place, stage in enumerate(self.stages):
+                if place < self.first:
+                    continue
                 if saved is None or place >= saved.values["stage"]:
                     self._stage(place, stage, saved)
                     saved = None

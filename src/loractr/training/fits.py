@@ -3,17 +3,19 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from loractr.config import RunConfig
 from loractr.data.pretrained import load_pretrained
 from loractr.data.rows import Rows
 from loractr.data.store import Prepared
+from loractr.errors import ArtifactError, TrainingError, some
 from loractr.layers.linear import Linear
 from loractr.model import CTRModel, build
 from loractr.schema import Schema
@@ -21,6 +23,7 @@ from loractr.stage import Stage
 from loractr.training.checkpoint import CheckpointFolder
 from loractr.training.events import Callback, StageResult
 from loractr.training.fit import History, fit
+from loractr.training.freeze import freeze_all_but, moving_tensors
 from loractr.training.history import HistoryFile
 
 log = logging.getLogger(__name__)
@@ -74,14 +77,34 @@ def train(
     data: Data,
     out: Path,
     *,
+    start: Mapping[str, Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
     device: str = "cpu",
 ) -> Trained:
-    """The fits of one run: the shared model's recipe, then each domain's own where it has one."""
+    """The fits of one run: the shared model's recipe, then each domain's own where it has one.
+
+    Args:
+        config: The run.
+        data: Its rows.
+        out: The run's folder.
+        start: Tensors of a finished model by name, where the run starts from one: they take the
+            place of what the first stage would make.
+        callbacks: Called with each event of the training loop.
+        device: Where models train.
+
+    Raises:
+        ArtifactError: `start` does not hold what the first stage would make.
+        TrainingError: as `fit`, or nothing was trained at all.
+    """
     history = HistoryFile(out / "history.jsonl")
     fits = _Fits(config, data, out / "checkpoint", history, (history, *callbacks), device)
-    model, base = fits.base()
+    model, base = fits.base(start)
     domains = dict(fits.domains(model))
+    if not base.stages and not domains:
+        raise TrainingError(
+            f"method {config.method.name!r} trained nothing: no domain has validation rows.",
+            fix="give the split validation rows, or train without start_from.",
+        )
     return Trained(
         model=model.cpu(),
         domain_models={name: one.cpu() for name, (one, _) in domains.items()},
@@ -101,13 +124,20 @@ class _Fits:
     callbacks: Sequence[Callback]
     device: str
 
-    def base(self) -> tuple[CTRModel, History]:
+    def base(self, start: Mapping[str, Tensor] | None) -> tuple[CTRModel, History]:
         """The shared model. Where nothing is shared, a model that knows the click rate alone."""
-        model = build_model(self.config, self.data).to(self.device)
+        model = build_model(self.config, self.data)
         stages = self.config.stages()
         if not stages:
-            return _click_rate_only(model, self.data.train), History()
-        return model, self._fit(model, stages, "base")
+            return _click_rate_only(model, self.data.train).to(self.device), History()
+        if start is None:
+            model = model.to(self.device)
+            return model, self._fit(model, stages, "base")
+        _start(model, stages[0], start)
+        model = model.to(self.device)
+        if len(stages) == 1:  # all that is left are the domains' own fits
+            return model.eval(), History()
+        return model, self._fit(model, stages, "base", first=1)
 
     def domains(self, base: CTRModel) -> Iterator[tuple[str, tuple[CTRModel, History]]]:
         """The whole models of single domains."""
@@ -134,7 +164,9 @@ class _Fits:
             model = model.to(self.device)
             yield domain, (model, self._fit(model, stages, f"domain-{number}"))
 
-    def _fit(self, model: CTRModel, stages: tuple[Stage, ...], name: str) -> History:
+    def _fit(
+        self, model: CTRModel, stages: tuple[Stage, ...], name: str, *, first: int = 0
+    ) -> History:
         folder = CheckpointFolder(
             self.checkpoints / name, minutes=self.config.training.checkpoint_minutes
         )
@@ -153,6 +185,7 @@ class _Fits:
             callbacks=self.callbacks,
             checkpoints=folder,
             division=self._division(),
+            first=first,
         )
 
     def _division(self) -> str | None:
@@ -176,6 +209,36 @@ def build_model(config: RunConfig, data: Data) -> CTRModel:
         if field.pretrained is not None
     }
     return build(config, data.schema, pretrained=pretrained)
+
+
+def _start(model: CTRModel, skipped: Stage, start: Mapping[str, Tensor]) -> None:
+    """Put into a fresh model what `skipped` would have made of it.
+
+    Raises:
+        ArtifactError: `start` lacks some of it, or has it in another shape.
+    """
+    moving = moving_tensors(model, freeze_all_but(model, skipped.trains))
+    model.requires_grad_(True)
+    found = {name: start.get(plain_name(name)) for name in moving}
+    odd = [
+        f"{name} is {'absent' if other is None else list(other.shape)} there and"
+        f" {list(moving[name].shape)} here"
+        for name, other in found.items()
+        if other is None or other.shape != moving[name].shape
+    ]
+    if odd:
+        raise ArtifactError(
+            f"start_from does not hold what stage {skipped.name!r} would train: {some(odd, 4)}.",
+            fix="start from a run whose recipe begins with the same stage, such as a mix run.",
+        )
+    for name, other in found.items():
+        assert other is not None
+        moving[name].copy_(other)
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name in the model without adapters: what wraps a layer keeps it as its `base`."""
+    return name.replace(".base.", ".")
 
 
 def _click_rate_only(model: CTRModel, train: Rows) -> CTRModel:

@@ -17,10 +17,20 @@ from pydantic import (
 
 from loractr.adapters.mlora import MLoRA
 from loractr.adapters.moe_mlora import MoEMLoRA
+from loractr.adapters.multilora import MultiLoRA, MultiLoRAAdd, MultiLoRAAvg
+from loractr.adapters.shared_adapter import SharedAdapter
+from loractr.adapters.singlelora import SingleLoRA
 from loractr.backbones.config import ModelConfig
 from loractr.baselines.finetune import Finetune
+from loractr.baselines.hamur import HAMUR
 from loractr.baselines.mix import Mix
+from loractr.baselines.mmoe import MMoE
+from loractr.baselines.plate import PLATE
+from loractr.baselines.ple import PLE
+from loractr.baselines.retune import Retune
+from loractr.baselines.shared_bottom import SharedBottom
 from loractr.baselines.single import Single
+from loractr.baselines.star import STAR
 from loractr.data.config import DataConfig
 from loractr.errors import ConfigError, some
 from loractr.method import Method
@@ -31,12 +41,43 @@ METHODS: dict[str, type[Method]] = {
     "mix": Mix,
     "single": Single,
     "finetune": Finetune,
+    "retune": Retune,
     "mlora": MLoRA,
     "moe_mlora": MoEMLoRA,
+    "singlelora": SingleLoRA,
+    "multilora": MultiLoRA,
+    "multilora_add": MultiLoRAAdd,
+    "multilora_avg": MultiLoRAAvg,
+    "shared_adapter": SharedAdapter,
+    "shared_bottom": SharedBottom,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "star": STAR,
+    "hamur": HAMUR,
+    "plate": PLATE,
 }
 """Every method by its name."""
 
-MethodConfig = Annotated[Mix | Single | Finetune | MLoRA | MoEMLoRA, Bound(discriminator="name")]
+MethodConfig = Annotated[
+    Mix
+    | Single
+    | Finetune
+    | Retune
+    | SingleLoRA
+    | SharedAdapter
+    | MultiLoRA
+    | MultiLoRAAdd
+    | MultiLoRAAvg
+    | MLoRA
+    | MoEMLoRA
+    | STAR
+    | HAMUR
+    | PLATE
+    | SharedBottom
+    | MMoE
+    | PLE,
+    Bound(discriminator="name"),
+]
 
 
 class StageSettings(Settings):

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from pydantic import model_validator
@@ -35,6 +35,8 @@ class Front(nn.Module):
     """
 
     widths: Widths
+    mixes: ClassVar[bool] = False
+    """Whether it is a mixer: kept apart from the base model, and counted with the adapters."""
 
     @abstractmethod
     def forward(self, features: Embedded, route: Route) -> tuple[Embedded, Route]:
@@ -47,6 +49,8 @@ class Attached:
 
     divisions: tuple[str, ...] = ()
     """Names of the divisions whose domains its layers read; ALL_ROWS for one domain of all."""
+    mixed: bool = False
+    """Whether mixers act from the start; else a stage that trains them lets them act."""
 
 
 class Method(Record):
@@ -126,6 +130,16 @@ class OneDivision(Method):
             many = ", ".join(self.divisions)
             raise ValueError(f"{self.name} works on one division, not on {many}")
         return self
+
+
+def regularised(base: Stage) -> dict[str, float]:
+    """Dropout and a moving average for a stage that trains a part of a finished model, where `base`
+    says nothing else about them: rows that the model has memorised teach nothing without."""
+    return {
+        "dropout": 0.2 if base.dropout is None else base.dropout,
+        "embedding_dropout": 0.3 if base.embedding_dropout is None else base.embedding_dropout,
+        "ema": base.ema or 0.99,
+    }
 
 
 def train_and_retrain(base: Stage) -> tuple[Stage, Stage]:

@@ -81,9 +81,13 @@ class CTRModel(nn.Module):
         is an adapter: what it holds besides the base counts as adapters.
         """
         embedding = _count([*self.embedding.parameters(), *self.embedding.frozen()])
-        adapters = _count(_adapter_parameters(self.backbone))
-        parts = [part for part in (self.front, self.backbone, self.head) if part is not None]
-        backbone = sum(_count(list(part.parameters())) for part in parts) - adapters
+        wrapped, front = _count(_adapter_parameters(self.backbone)), 0
+        if self.front is not None:
+            front = _count(list(self.front.parameters()))
+        mixer = front if self.front is not None and self.front.mixes else 0
+        adapters = wrapped + mixer
+        shared = _count([*self.backbone.parameters(), *self.head.parameters()]) + front
+        backbone = shared - adapters
         return {
             "total": embedding + backbone + adapters,
             "embedding": embedding,
@@ -112,9 +116,9 @@ def build(
     generator = torch.Generator().manual_seed(config.seed)
     model = build_plain(config.model, schema, generator, config.method, pretrained=pretrained)
     names = [division.name for division in schema.divisions]
-    read = config.method.attach(model, schema, generator).divisions
-    places = tuple(EVERY if name == ALL_ROWS else names.index(name) for name in read)
-    model.routing = Routing(divisions=places)
+    made = config.method.attach(model, schema, generator)
+    places = tuple(EVERY if name == ALL_ROWS else names.index(name) for name in made.divisions)
+    model.routing = Routing(divisions=places, mixed=made.mixed)
     return model
 
 

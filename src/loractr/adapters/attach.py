@@ -6,9 +6,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from loractr.adapters.fusion import FusedLinear
 from loractr.adapters.low_rank import LowRankLinear
 from loractr.errors import AdapterError, some
 from loractr.layers.linear import Linear
+from loractr.layers.norm import BatchNorm, DomainNorm, NormBank
 
 
 def attach(
@@ -49,8 +51,9 @@ def adapted(module: nn.Module) -> Iterator[tuple[str, LowRankLinear]]:
 
 def detach(module: nn.Module) -> None:
     """Take all adapters off, in place: what remains is the shared backbone."""
-    for name, layer in list(adapted(module)):
-        _replace(module, name, layer.base)
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, LowRankLinear | FusedLinear | DomainNorm):
+            _replace(module, name, layer.base)
 
 
 def merge(module: nn.Module, expert: int | Tensor) -> None:
@@ -64,13 +67,36 @@ def merge(module: nn.Module, expert: int | Tensor) -> None:
     float32 probabilities, 1e-10 in float64) at the cost of the backbone alone.
 
     Raises:
-        AdapterError: a layer has no such expert; nothing is changed then.
+        AdapterError: a layer has no such expert, or mixes experts row by row, which no plain
+            weights can do; nothing is changed then.
     """
+    for name, fused in module.named_modules():
+        if isinstance(fused, FusedLinear):
+            raise AdapterError(
+                f"{name!r} mixes the experts of several divisions row by row: no plain layer does.",
+                fix="score with the routed model; only experts of one division can be merged.",
+            )
     layers = list(adapted(module))
+    norms = [(name, norm) for name, norm in module.named_modules() if isinstance(norm, DomainNorm)]
     for name, layer in layers:
         _check(name, layer, expert)
+    if norms and isinstance(expert, Tensor):
+        raise AdapterError(f"{norms[0][0]!r} is a norm per domain: experts may mix, norms do not.")
     for name, layer in layers:
         _replace(module, name, folded(layer, expert))
+    for name, norm in norms:
+        assert isinstance(expert, int)
+        _replace(module, name, _merged_norm(norm, expert))
+
+
+def _merged_norm(norm: DomainNorm, expert: int) -> BatchNorm:
+    """The shared norm with the values of one domain."""
+    bank = norm.divisions[0]
+    assert isinstance(bank, NormBank)
+    with torch.no_grad():
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(norm.base, name).copy_(getattr(bank, name)[expert])
+    return norm.base
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@
     adapters/<division>/<domain>/<version>/{adapter_config.json, adapter_model.safetensors,
                                             metrics.json}
     domains/<division>/<domain>/<version>/{model.safetensors, metrics.json}      whole models
+    mixers/<name>/<version>/model.safetensors                gates, fusions, norms of cells
 
 Safetensors, JSON and Parquet only: nothing in an artifact can run code when it is read.
 """
@@ -20,8 +21,11 @@ from urllib.parse import quote
 
 from pydantic import StringConstraints, ValidationError
 
+from loractr.batch import EVERY
 from loractr.errors import ArtifactError, some
-from loractr.schema import Division, Record
+from loractr.method import ALL_ROWS
+from loractr.model import CTRModel
+from loractr.schema import Division, Record, Schema
 
 KIND: Literal["loractr artifact"] = "loractr artifact"
 FORMAT: Literal[1] = 1
@@ -54,7 +58,7 @@ class Active(Record):
     domains: dict[str, dict[str, Version]] = {}
     """Whole models, one per domain."""
     mixers: dict[str, Version] = {}
-    """Gates and fusions, by name."""
+    """Gates and fusions, by name; one that is stored but not named here does not act."""
 
 
 class Manifest(Record):
@@ -75,6 +79,21 @@ class Manifest(Record):
 def version_folder(kind: PerDomain, division: str, domain: str, version: str) -> str:
     """Folder of one version of a domain's adapter or whole model, within the artifact."""
     return f"{kind}/{folder_name(division)}/{folder_name(domain)}/{version}"
+
+
+def mixer_file(name: str, version: str) -> str:
+    """File of one version of a mixer, within the artifact."""
+    return f"mixers/{folder_name(name)}/{version}/{WHOLE_MODEL}"
+
+
+def divisions_of(model: CTRModel, schema: Schema) -> list[Division]:
+    """The divisions whose domains own parts of a model, in the order of its routes."""
+    return [
+        Division(name=ALL_ROWS, column=ALL_ROWS, domains=(ALL_ROWS,))
+        if place == EVERY
+        else schema.divisions[place]
+        for place in model.routing.divisions
+    ]
 
 
 def folder_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """`load`: an artifact on disk → a `Scorer`."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,11 @@ from loractr.artifact.layout import (
     SCHEMA,
     WHOLE_MODEL,
     Contents,
+    divisions_of,
+    mixer_file,
 )
 from loractr.artifact.scorer import Scorer
-from loractr.artifact.tensors import base_tensors, expert_tensors, fill, read
+from loractr.artifact.tensors import banks, base_tensors, expert_tensors, fill, mixer_tensors, read
 from loractr.config import RunConfig, parse_config
 from loractr.data.encode import Encoders
 from loractr.errors import AdapterError, ArtifactError, ConfigError
@@ -42,6 +45,7 @@ def load(path: Path | str) -> Scorer:
     model = _base_model(contents, config, schema)
     domain_models = _domain_models(contents, model, config, schema)
     _fill_experts(contents, model, schema)
+    _fill_mixers(contents, model)
     return Scorer(
         config=config,
         encoders=_encoders(contents, schema),
@@ -114,14 +118,26 @@ def _domain_models(
 
 def _fill_experts(contents: Contents, model: CTRModel, schema: Schema) -> None:
     """Put every domain's active adapter in its place in the banks."""
-    divisions = [schema.divisions[place] for place in model.routing.divisions]
+    divisions = divisions_of(model, schema)
+    divisions = [one for place, one in enumerate(divisions) if any(banks(model, place))]
     folders = contents.active("adapters", divisions, complete=True)
-    for division in divisions:
+    for place, division in enumerate(divisions):
         for expert, domain in enumerate(division.domains):
             folder = folders[division.name, domain]
             _check_owner(contents, f"{folder}/{ADAPTER_CONFIG}", division.name, domain)
             path = contents.checked(f"{folder}/{ADAPTER}")
-            fill(expert_tensors(model, expert), path, read(path))
+            own = expert_tensors(model, place, expert, len(division.domains))
+            fill(own, path, read(path))
+
+
+def _fill_mixers(contents: Contents, model: CTRModel) -> None:
+    """Put the active mixers in their places; without active ones the experts act unmixed."""
+    tensors, active = mixer_tensors(model), contents.manifest.active.mixers
+    for name, version in active.items():
+        path = contents.checked(mixer_file(name, version))
+        fill(tensors, path, read(path))
+    if tensors:
+        model.routing = replace(model.routing, mixed=bool(active))
 
 
 def _check_owner(contents: Contents, name: str, division: str, domain: str) -> None:

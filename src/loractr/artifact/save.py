@@ -10,7 +10,6 @@ from typing import Any
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from loractr.adapters.attach import adapted
 from loractr.artifact.layout import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -26,9 +25,11 @@ from loractr.artifact.layout import (
     Manifest,
     PerDomain,
     digest,
+    divisions_of,
+    mixer_file,
     version_folder,
 )
-from loractr.artifact.tensors import base_tensors, expert_tensors
+from loractr.artifact.tensors import banks, base_tensors, expert_tensors, mixer_tensors
 from loractr.config import RunConfig
 from loractr.data.aside import written_aside
 from loractr.data.encode import Encoders
@@ -86,6 +87,7 @@ def save(
         active = Active(
             adapters=_write_adapters(folder, model, schema, base, measured),
             domains=_write_domains(folder, domain_models or {}, schema, config, measured),
+            mixers=_write_mixers(folder, model, config.method.name),
         )
         _seal(folder, base, active)
 
@@ -135,12 +137,15 @@ def _write_adapters(
     folder: Path, model: CTRModel, schema: Schema, base: str, metrics: Mapping[str, Metrics]
 ) -> dict[str, dict[str, str]]:
     """One folder per domain: its slice of every bank. Returns the active versions."""
-    ranks = {name: bank.rank for name, bank in adapted(model)}
     active: dict[str, dict[str, str]] = {}
-    for division in (schema.divisions[place] for place in model.routing.divisions):
+    for place, division in enumerate(divisions_of(model, schema)):
+        ranks = {name: bank.rank for name, bank in banks(model, place)}
+        if not ranks:
+            continue  # the domains' weights are in the base model
         for expert, domain in enumerate(division.domains):
             where = _new_version(folder, "adapters", division.name, domain, metrics)
-            _write_tensors(where / ADAPTER, expert_tensors(model, expert))
+            tensors = expert_tensors(model, place, expert, len(division.domains))
+            _write_tensors(where / ADAPTER, tensors)
             config = _adapter_config(ranks, base=base, division=division.name, domain=domain)
             _write_json(where / ADAPTER_CONFIG, config)
         active[division.name] = dict.fromkeys(division.domains, FIRST_VERSION)
@@ -167,6 +172,15 @@ def _adapter_config(
         "target_modules": list(ranks),
         "loractr": {"base": base, "division": division, "domain": domain},
     }
+
+
+def _write_mixers(folder: Path, model: CTRModel, name: str) -> dict[str, str]:
+    """The file of a method's mixers, where it has some. Returns the version that acts, if any."""
+    tensors = mixer_tensors(model)
+    if not tensors:
+        return {}
+    _write_tensors(folder / mixer_file(name, FIRST_VERSION), tensors)
+    return {name: FIRST_VERSION} if model.routing.mixed else {}
 
 
 def _write_domains(

@@ -1,0 +1,188 @@
+"""A linear layer with a bank of experts per division, and what mixes a row's experts.
+
+Mixers give weights, never outputs: they read each expert's update in its low-rank form, so that no
+expert's own output is ever formed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from loractr.adapters.low_rank import Bank
+from loractr.batch import Groups, Route
+from loractr.errors import AdapterError
+from loractr.layers.grouped import grouped_linear, look_up
+from loractr.layers.linear import Linear
+
+
+class Mixer(nn.Module, ABC):
+    """Weights of a row's own experts, one per division; 0 where it has none."""
+
+    @abstractmethod
+    def forward(
+        self,
+        shared: Tensor,
+        inner: Sequence[Tensor],
+        banks: Sequence[Bank],
+        groups: Sequence[Groups],
+    ) -> Tensor:
+        """Weights (N, V) from h0 = `shared` (N, out) and, for each of V divisions, `inner` =
+        down[e] @ x (N, r), the bank, and the rows' groups."""
+
+
+class Sum(Mixer):
+    """h0 + Σ_v h_v: MultiLoRA-add (Song et al., CIKM 2024, section 4.4)."""
+
+    def forward(
+        self,
+        shared: Tensor,
+        inner: Sequence[Tensor],
+        banks: Sequence[Bank],
+        groups: Sequence[Groups],
+    ) -> Tensor:
+        """One for each expert that there is."""
+        return _present(groups).to(shared.dtype)
+
+
+class Mean(Mixer):
+    """h0 + mean_v h_v over the divisions in which the row has a domain: MultiLoRA-avg."""
+
+    def forward(
+        self,
+        shared: Tensor,
+        inner: Sequence[Tensor],
+        banks: Sequence[Bank],
+        groups: Sequence[Groups],
+    ) -> Tensor:
+        """Equal shares."""
+        present = _present(groups).to(shared.dtype)
+        return present / present.sum(1, keepdim=True).clamp(min=1)
+
+
+class Fusion(Mixer):
+    """Attention of the shared output over the row's experts.
+
+        q = W_Q h0,   k_v = W_K h_v,   w = softmax_v(⟨q, k_v⟩ / √r)
+
+    over the divisions in which the row has a domain. h_v = U_e z_v + b_e enters through products of
+    rank size only, k_v = (W_K U_e) z_v + W_K b_e with z_v = D_e x: exact, and h_v is never formed.
+
+    Args:
+        features: Width of h0 and of the updates.
+        rank: Width r of queries and keys.
+        generator: Source of the Glorot normal weights; scores then start near zero, weights near
+            equal.
+
+    Source: Song et al., MultiLoRA, CIKM 2024, eq. 10. W_Q and W_K map outputs to rank r, as the
+        equation needs; the counts of the paper's Table 7 take the layer's input width instead.
+    """
+
+    def __init__(
+        self, features: int, rank: int, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.query = Linear(features, rank, bias=False, generator=generator)
+        self.key = Linear(features, rank, bias=False, generator=generator)
+
+    def forward(
+        self,
+        shared: Tensor,
+        inner: Sequence[Tensor],
+        banks: Sequence[Bank],
+        groups: Sequence[Groups],
+    ) -> Tensor:
+        """Softmax over the experts that there are."""
+        query = self.query(shared)
+        keys = [self._keys(z, bank, own) for z, bank, own in zip(inner, banks, groups, strict=True)]
+        scores = torch.stack([(query * key).sum(1) for key in keys], 1) / query.shape[1] ** 0.5
+        present = _present(groups)
+        some = present.any(1, keepdim=True)
+        scores = scores.masked_fill(some & ~present, float("-inf"))
+        return torch.softmax(scores, 1) * some
+
+    def _keys(self, inner: Tensor, bank: Bank, groups: Groups) -> Tensor:
+        """W_K h of each row's own expert, (N, r)."""
+        weight = self.key.weight
+        keys = grouped_linear(inner, weight @ bank.scaled_up(), groups)
+        return keys if bank.offset is None else keys + look_up(bank.offset @ weight.T, groups)
+
+
+class FusedLinear(nn.Module):
+    """A shared linear layer, a bank of experts per division, and a mixer.
+
+        y[n] = base(x[n]) + Σ_v w[n, v] update_v[n],      update_v: what `Bank` says, division v
+
+    Where mixers act (`route.cell` is there), w is the mixer's. Otherwise the one division acts that
+    the route has groups for, with weight 1; without any, the base alone.
+
+    Args:
+        base: Layer to adapt. Kept by reference, not copied.
+        banks: One bank per division, in the order of the route.
+        mixer: Gives the weights.
+
+    Shapes: x (N, in) → (N, out), or (N, M, in) → (N, M, out), rows routed by the first axis.
+    Raises: AdapterError: no bank; at call, a route with another number of divisions.
+    Source: Song et al., MultiLoRA, CIKM 2024, eq. 7-8 and 10.
+    """
+
+    def __init__(self, base: Linear, banks: Sequence[Bank], mixer: Mixer) -> None:
+        super().__init__()
+        if not banks:
+            raise AdapterError("a fused layer needs one bank of experts per division, not none.")
+        self.base = base
+        self.banks = nn.ModuleList(banks)
+        self.mixer = mixer
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output."""
+        return self.base.out_features
+
+    def bank(self, place: int) -> Bank:
+        """The bank of one division."""
+        bank = self.banks[place]
+        assert isinstance(bank, Bank)
+        return bank
+
+    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
+        """The shared output and what the route's experts add to it."""
+        shared: Tensor = self.base(x, route)
+        if route is None or not route.divisions:
+            return shared
+        if route.cell is None:
+            place, groups = route.acting()
+            return self.bank(place).routed(shared, x, groups)
+        if len(route.divisions) != len(self.banks):
+            raise AdapterError(
+                f"the route has {len(route.divisions)} divisions, this layer has {len(self.banks)}."
+            )
+        groups_of = [groups for groups in route.divisions if groups is not None]
+        if x.dim() == 3:
+            groups_of = [groups.repeated(x.shape[1]) for groups in groups_of]
+            return self._mixed(shared.flatten(0, 1), x.flatten(0, 1), groups_of).view_as(shared)
+        return self._mixed(shared, x, groups_of)
+
+    def _mixed(self, shared: Tensor, x: Tensor, groups: Sequence[Groups]) -> Tensor:
+        banks = [self.bank(place) for place in range(len(groups))]
+        for bank, own in zip(banks, groups, strict=True):
+            bank.check(own.offsets.shape[0] - 2, "rows of {} experts")
+        inner = [grouped_linear(x, b.down, own) for b, own in zip(banks, groups, strict=True)]
+        weights = self.mixer(shared, inner, banks, groups)
+        for place, (bank, own) in enumerate(zip(banks, groups, strict=True)):
+            weight = weights[:, place, None]
+            shared = shared + grouped_linear(weight * inner[place], bank.scaled_up(), own)
+            if bank.offset is not None:
+                shared = torch.addcmul(shared, weight, look_up(bank.offset, own))
+        return shared
+
+
+def _present(groups: Sequence[Groups]) -> Tensor:
+    """Whether a row has an expert of each division, (N, V)."""
+    return torch.stack([own.expert >= 0 for own in groups], 1)

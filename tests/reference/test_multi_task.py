@@ -1,7 +1,7 @@
 """Shared-bottom, MMoE and PLE as whole models, against the papers' formulas row by row.
 
 Every expected logit is a float64 loop over the model's tensors that knows only their names:
-Caruana 1997; Ma et al., MMoE, KDD 2018, eq. 5-7; Tang et al., PLE, RecSys 2020, eq. 1-9.
+Caruana 1997; Ma et al., MMoE, KDD 2018; Tang et al., PLE, RecSys 2020.
 """
 
 import numpy as np

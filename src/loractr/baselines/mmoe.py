@@ -1,7 +1,7 @@
 """MMoE: experts for all domains, mixed by a gate of each domain.
 
 Source: Ma et al., Modeling Task Relationships in Multi-task Learning with Multi-gate
-Mixture-of-Experts, KDD 2018, eq. 5-7.
+Mixture-of-Experts, KDD 2018.
 """
 
 from typing import Annotated, Literal

@@ -1,7 +1,7 @@
 """PLE: experts of each domain's own beside shared ones, level upon level.
 
 Source: Tang et al., Progressive Layered Extraction (PLE): A Novel Multi-Task Learning Model for
-Personalized Recommendations, RecSys 2020, eq. 1-9; one level is its CGC.
+Personalized Recommendations, RecSys 2020; one level is its CGC.
 """
 
 from typing import Literal
@@ -21,7 +21,8 @@ class PLE(Gated):
         o_d ← Σ_e softmax(W_d o_d)_e E_e       E: d's own experts on o_d, the shared ones on s
         s   ← Σ_e softmax(W_s s)_e E_e         E: all domains' experts, the shared ones
 
-    and the last level has no s.
+    and the last level has no s. So on every level but the last a domain's own experts see the rows
+    of all domains, and learn from them and normalise by them.
     """
 
     name: Literal["ple"]

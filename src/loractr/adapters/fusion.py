@@ -159,11 +159,11 @@ class FusedLinear(nn.Module):
         if route.cell is None:
             place, groups = route.acting()
             return self.bank(place).routed(shared, x, groups)
-        if len(route.divisions) != len(self.banks):
-            raise AdapterError(
-                f"the route has {len(route.divisions)} divisions, this layer has {len(self.banks)}."
-            )
         groups_of = [groups for groups in route.divisions if groups is not None]
+        if len(groups_of) != len(self.banks):
+            raise AdapterError(
+                f"the route has {len(groups_of)} divisions, this layer has {len(self.banks)}."
+            )
         if x.dim() == 3:
             groups_of = [groups.repeated(x.shape[1]) for groups in groups_of]
             return self._mixed(shared.flatten(0, 1), x.flatten(0, 1), groups_of).view_as(shared)

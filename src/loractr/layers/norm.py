@@ -245,6 +245,7 @@ class DomainNorm(nn.Module):
         self.sizes = sizes
         count = math.prod(n + 1 for n in sizes) - 1
         self.cell = NormBank(base.features, count, **options) if cells else None
+        self.to(base.weight)  # type and device
         for place in range(len(sizes)):
             self.inherit(place)
         self.inherit(None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from loractr.backbones import BACKBONES, Backbone, Hidden, ModelConfig
 from loractr.batch import EVERY, Batch, Routing
 from loractr.config import RunConfig
+from loractr.errors import UsageError
 from loractr.layers.dropout import Dropout
 from loractr.layers.embedding import Embedding
 from loractr.layers.linear import Linear
@@ -109,7 +110,7 @@ def build(
         pretrained: Field name → ready vectors, for fields with `pretrained`.
 
     Raises:
-        UsageError: the schema is not fitted.
+        UsageError: the schema is not fitted, or `model.parameters` not yet matched.
         ConfigError: pretrained vectors are missing, or do not fit their field.
         AdapterError: a target matches no layer, or a rank does not fit.
     """
@@ -132,6 +133,12 @@ def build_plain(
 ) -> CTRModel:
     """A fresh model without adapters: embedding, backbone, head, drawn in this order; between
     embedding and backbone the front of `method`, where it has one."""
+    if config.parameters is not None:
+        raise UsageError(
+            f"model.parameters asks for {config.parameters:,} weights, and the hidden_sizes that"
+            " have them are not found yet.",
+            fix="pass the configuration through loractr.search.match_parameters, as a run does.",
+        )
     kind = BACKBONES[config.backbone]
     embedding = Embedding(
         schema,

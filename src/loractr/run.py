@@ -25,11 +25,12 @@ from loractr.environment import cache_folder, differences, environment, threads
 from loractr.errors import CheckpointError, UsageError, some
 from loractr.evaluation import Metrics, evaluate
 from loractr.predict import assembled_logits, tabulate
+from loractr.search import match_parameters
 from loractr.stage import Stage
 from loractr.training import fit
 from loractr.training.checkpoint import STATE, write_file
 from loractr.training.events import Callback, StageResult
-from loractr.training.fits import Data, Trained, build_model, train
+from loractr.training.fits import Data, Trained, build_model, ready_vectors, train
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def run(
         started = time.perf_counter()
         prepared = cached(config.data, cache_folder() / "prepared")
         seconds = {"prepare": time.perf_counter() - started}
+        config = _sized(config, prepared)
         _check_environment(out / "checkpoint", device)
         started = time.perf_counter()
         data = Data.of(prepared)
@@ -134,6 +136,7 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
     Prepares the data (kept for the run itself) and trains a copy of the model for a few steps.
     """
     data = Data.of(cached(config.data, cache_folder() / "prepared"))
+    config = _sized(config, data.prepared)
     base = _start(config, data.prepared)
     model = build_model(config, data)
     recipe = (*config.stages(), *_first_domain_stages(config, data))[0 if base is None else 1 :]
@@ -145,6 +148,7 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
     return {
         "schema": data.schema.model_dump(mode="json"),
         "rows": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+        "hidden_sizes": list(config.model.hidden_sizes),
         "parameters": model.parameter_counts(),
         "stages": [stage.name for stage in recipe],
         "rows_per_second": speed,
@@ -213,6 +217,17 @@ def _check_environment(folder: Path, device: str) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(now).encode())
+
+
+def _sized(config: RunConfig, prepared: Prepared) -> RunConfig:
+    """The run with the hidden sizes that `model.parameters` asks for."""
+    target = config.model.parameters
+    if target is None:
+        return config
+    vectors = ready_vectors(prepared)
+    sized = match_parameters(config, prepared.schema, target, pretrained=vectors)
+    log.info("hidden_sizes %s for %d weights", list(sized.model.hidden_sizes), target)
+    return sized
 
 
 def _start(config: RunConfig, prepared: Prepared, checkpoints: Path | None = None) -> Base | None:

@@ -25,6 +25,9 @@ class ModelConfig(Record):
     """Width of the embeddings (K) of fields that ask for none of their own."""
     hidden_sizes: Annotated[tuple[PositiveInt, ...], Bound(min_length=1)] = (256, 128, 64)
     """Widths of the deep tower's layers, first to last."""
+    parameters: PositiveInt | None = None
+    """Scale hidden_sizes by one factor until the network has this number of weights, embeddings
+    aside, within 5 %; see `loractr.search.match_parameters`."""
     dropout: Probability = 0.0
     """Dropout of the tower's hidden layers."""
     embedding_dropout: Probability = 0.0

@@ -93,6 +93,7 @@ def plan_tables(plan: dict[str, Any]) -> "list[Table]":
     seconds = ("seconds_per_epoch", "most_seconds")
     lines = [
         *((f"{split} rows", f"{rows:,}") for split, rows in plan["rows"].items()),
+        ("hidden sizes", ", ".join(map(str, plan["hidden_sizes"]))),
         *((f"parameters, {part}", f"{count:,}") for part, count in plan["parameters"].items()),
         ("stages", ", ".join(plan["stages"])),
         ("rows per second", f"{plan['rows_per_second']:,.0f}"),

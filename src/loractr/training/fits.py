@@ -202,13 +202,18 @@ def build_model(config: RunConfig, data: Data) -> CTRModel:
     """
     if config.method.divisions or config.method.domain_models != "none":
         config.method.chosen(data.schema)  # else some would fail hours later
-    vocabularies = data.prepared.encoders.vocabularies
-    pretrained = {
-        field.name: torch.from_numpy(load_pretrained(field, vocabularies[field.name]))
-        for field in data.schema.fields
+    return build(config, data.schema, pretrained=ready_vectors(data.prepared))
+
+
+def ready_vectors(prepared: Prepared) -> dict[str, Tensor]:
+    """Field name → the ready embeddings that it asks for; errors as `load_pretrained`."""
+    return {
+        field.name: torch.from_numpy(
+            load_pretrained(field, prepared.encoders.vocabularies[field.name])
+        )
+        for field in prepared.schema.fields
         if field.pretrained is not None
     }
-    return build(config, data.schema, pretrained=pretrained)
 
 
 def _start(model: CTRModel, skipped: Stage, start: Mapping[str, Tensor]) -> None:

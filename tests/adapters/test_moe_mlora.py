@@ -10,13 +10,12 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from loractr.adapters import LowRankLinear, adapted
+from loractr.adapters import LowRankLinear, adapted, detach, merge
 from loractr.adapters.gate import (
     FieldsInRoute,
     GatedLinear,
     SharedGate,
     domain_weights,
-    merge_domain,
 )
 from loractr.adapters.mlora import EXPERTS, MLoRA, Rank
 from loractr.adapters.moe_mlora import BACKBONE, GATES, MoEMLoRA
@@ -311,7 +310,7 @@ def test_a_gate_that_sees_the_domain_only_is_merged_per_domain(backbone, gate_sc
     for domain in range(len(DOMAINS)):
         batch = batch_of(torch.full((20,), domain))
         expected, one = model(batch), copy.deepcopy(model)
-        merge_domain(one, domain)
+        merge(one, domain)
         assert not list(adapted(one))
         assert one.front is None
         assert not any(matches(name, (*EXPERTS, *GATES)) for name in one.state_dict())
@@ -320,10 +319,19 @@ def test_a_gate_that_sees_the_domain_only_is_merged_per_domain(backbone, gate_sc
             torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("gate", GATES_OF)
+def test_without_adapters_and_gates_it_is_the_backbone(gate):
+    model, batch = moved(moe(*gate)), batch_of(IDS)
+    expected = model(batch_of(IDS, Route.none()))
+    detach(model)
+    assert list(model.state_dict()) == list(model_of(Mix(name="mix")).state_dict())
+    torch.testing.assert_close(model(batch), expected, atol=1e-12, rtol=0)
+
+
 def test_merged_in_single_precision_probabilities_keep_five_digits():
     model, batch = moved(moe()).float(), batch_of(torch.full((200,), 1))
     expected = torch.sigmoid(model(batch))
-    merge_domain(model, 1)
+    merge(model, 1)
     torch.testing.assert_close(torch.sigmoid(model(batch)), expected, atol=1e-5, rtol=0)
 
 
@@ -346,22 +354,37 @@ def test_a_gate_that_sees_more_cannot_be_merged(gate):
     model = moved(moe(*gate))
     before, names = copy.deepcopy(model.state_dict()), list(dict(model.named_modules()))
     with pytest.raises(AdapterError, match="rows of one domain have different weights"):
-        merge_domain(model, 0)
+        merge(model, 0)
     assert list(dict(model.named_modules())) == names
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_without_a_gate_there_is_no_mixture_to_merge():
-    model = model_of(MLoRA(name="mlora", rank=Rank(fixed=2)))
-    with pytest.raises(AdapterError, match=r"no gate over experts\.\nFix: use merge"):
-        merge_domain(model, 0)
+@pytest.mark.parametrize("gate_scope", ["shared", "layer"])
+def test_without_the_gate_acting_one_expert_is_merged(gate_scope):
+    """As after a stage that left the gate aside; every expert can be had, and no gate remains."""
+    model = moved(moe(gate_scope=gate_scope, experts_per_domain=2))
+    model.routing = replace(model.routing, mixed=False)
+    for expert in range(6):
+        one, batch = copy.deepcopy(model), batch_of(IDS, Route.hard(torch.full((9,), expert), 6))
+        merge(one, expert)
+        assert one.front is None
+        torch.testing.assert_close(one(batch), model(batch), atol=1e-10, rtol=0)
+
+
+def test_a_model_without_a_gate_has_no_weights_of_domains():
+    model = moved(MLoRA(name="mlora", rank=Rank(fixed=2)))
+    assert domain_weights(model) == {}
+    batch = batch_of(torch.full((9,), 1))
+    expected = model(batch)
+    merge(model, 1)  # its route is mixed, but nothing mixes
+    torch.testing.assert_close(model(batch), expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("domain", [-1, 3])
 def test_a_domain_that_is_not_there_cannot_be_merged(domain):
     model = moved(moe(experts_per_domain=2))
     with pytest.raises(AdapterError, match=f"knows no domain {domain}; it knows 0 to 2"):
-        merge_domain(model, domain)
+        merge(model, domain)
     assert len(list(adapted(model))) == 2
 
 

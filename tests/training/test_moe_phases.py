@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.func import functional_call
 
-from loractr.adapters import adapted
-from loractr.adapters.gate import GatedLinear, SharedGate, domain_weights, merge_domain
+from loractr.adapters import adapted, merge
+from loractr.adapters.gate import GatedLinear, SharedGate, domain_weights
 from loractr.adapters.mlora import EXPERTS, Rank
 from loractr.adapters.moe_mlora import BACKBONE, GATES, MoEMLoRA
 from loractr.batch import Bag, Batch, Route
@@ -275,7 +275,7 @@ def test_a_trained_gate_is_merged_per_domain(two_kinds, make_model):
         rows = two_kinds.validation
         rows = rows.take(np.flatnonzero(rows.domains[:, 0] == domain))
         one = copy.deepcopy(model)
-        merge_domain(one, domain)
+        merge(one, domain)
         found = logits(one, rows, two_kinds.schema)
         np.testing.assert_allclose(found, logits(model, rows, two_kinds.schema), atol=1e-10)
 

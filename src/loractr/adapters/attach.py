@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from loractr.adapters.fusion import FusedLinear
+from loractr.adapters.gate import FieldsInRoute, SharedGate, mixture_of
 from loractr.adapters.low_rank import LowRankLinear
+from loractr.batch import Routing
 from loractr.errors import AdapterError, some
 from loractr.layers.linear import Linear
 from loractr.layers.norm import BatchNorm, DomainNorm, NormBank
@@ -54,6 +56,7 @@ def detach(module: nn.Module) -> None:
     for name, layer in list(module.named_modules()):
         if isinstance(layer, LowRankLinear | FusedLinear | DomainNorm):
             _replace(module, name, layer.base)
+    _drop_gates(module)
 
 
 def merge(module: nn.Module, expert: int | Tensor) -> None:
@@ -61,14 +64,15 @@ def merge(module: nn.Module, expert: int | Tensor) -> None:
 
         W <- W + row_scale[e] * (up[e] @ down[e]),   b <- b + offset[e]
 
-    With weights (E,) for `expert`, the same sum over all experts, weighted.
+    With weights (E,) for `expert`, the same sum over all experts, weighted. In a model whose gate
+    acts (`routing.mixed`), `expert` is a domain, and its weights are the gate's, layer by layer.
 
     The merged module scores that expert's rows as the routed one does (to rounding: 1e-5 in
     float32 probabilities, 1e-10 in float64) at the cost of the backbone alone.
 
     Raises:
-        AdapterError: a layer has no such expert, or mixes experts row by row, which no plain
-            weights can do; nothing is changed then.
+        AdapterError: there is no such expert or domain, or a layer mixes experts row by row, which
+            no plain weights can do; nothing is changed then.
     """
     for name, fused in module.named_modules():
         if isinstance(fused, FusedLinear):
@@ -78,15 +82,17 @@ def merge(module: nn.Module, expert: int | Tensor) -> None:
             )
     layers = list(adapted(module))
     norms = [(name, norm) for name, norm in module.named_modules() if isinstance(norm, DomainNorm)]
+    chosen = _chosen(module, expert)
     for name, layer in layers:
-        _check(name, layer, expert)
+        _check(name, layer, chosen.get(name, expert))
     if norms and isinstance(expert, Tensor):
         raise AdapterError(f"{norms[0][0]!r} is a norm per domain: experts may mix, norms do not.")
     for name, layer in layers:
-        _replace(module, name, folded(layer, expert))
+        _replace(module, name, _folded(layer, chosen.get(name, expert)))
     for name, norm in norms:
         assert isinstance(expert, int)
         _replace(module, name, _merged_norm(norm, expert))
+    _drop_gates(module)
 
 
 def _merged_norm(norm: DomainNorm, expert: int) -> BatchNorm:
@@ -99,12 +105,16 @@ def _merged_norm(norm: DomainNorm, expert: int) -> BatchNorm:
     return norm.base
 
 
-@torch.no_grad()
-def folded(layer: LowRankLinear, expert: int | Tensor) -> Linear:
-    """One layer's base with one expert in its weights, or all of them by weights (E,): see `merge`.
+def _chosen(module: nn.Module, expert: int | Tensor) -> dict[str, Tensor]:
+    """Name of each layer on which a gate acts -> its weights (E,) for the rows of one domain."""
+    routing = getattr(module, "routing", None)  # a whole model has one, a backbone has not
+    acts = isinstance(routing, Routing) and routing.mixed
+    return mixture_of(module, expert) if acts and isinstance(expert, int) else {}
 
-    The base itself changes.
-    """
+
+@torch.no_grad()
+def _folded(layer: LowRankLinear, expert: int | Tensor) -> Linear:
+    """The layer's base, its own weights changed."""
     plain, up = layer.base, layer.scaled_up()
     if isinstance(expert, Tensor):
         update = torch.einsum("e,eor,eri->oi", expert, up, layer.down)
@@ -133,6 +143,13 @@ def _check(name: str, layer: LowRankLinear, expert: int | Tensor) -> None:
             f"{name!r} has no expert {expert}; it has 0 to {layer.experts - 1}.",
             fix="use detach for the backbone alone.",
         )
+
+
+def _drop_gates(module: nn.Module) -> None:
+    """Take what serves gates alone out of a whole model."""
+    for name, front in list(module.named_children()):
+        if isinstance(front, SharedGate | FieldsInRoute):
+            setattr(module, name, None)
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loractr.adapters.attach import folded
 from loractr.adapters.low_rank import LowRankLinear
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
@@ -254,10 +253,11 @@ class FieldsInRoute(Front):
 
 
 def domain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name of each gated layer -> (D, E), what all rows of each domain get of every expert.
+    """Name of each gated layer -> (D, E), what all rows of each domain get of every expert; empty
+    for a model without a gate.
 
     Raises:
-        AdapterError: a gate looks at more than the domain; the model has no gate.
+        AdapterError: a gate looks at more than the domain, so that there are no such weights.
     """
     shared = [module.gate for module in model.modules() if isinstance(module, SharedGate)]
     found = {}
@@ -266,42 +266,20 @@ def domain_weights(model: nn.Module) -> dict[str, Tensor]:
             found[name] = layer.gate.of_domains()
         elif isinstance(layer, LowRankLinear) and shared:
             found[name] = shared[0].of_domains()
-    if not found:
-        raise AdapterError(
-            "the model has no gate over experts.",
-            fix="use merge to fold one expert into plain weights.",
-        )
     return found
 
 
-def merge_domain(model: nn.Module, domain: int) -> None:
-    """Fold what one domain's rows get from the gate into plain weights, in place.
-
-        W <- W + sum_e g[domain, e] * row_scale[e] * (up[e] @ down[e])
-        b <- b + sum_e g[domain, e] * offset[e]
-
-    Gates are gone then, and no route is read. The merged model scores that domain's rows as the
-    gated one does (1e-10 in float64 logits) at the cost of the backbone alone.
-
-    Args:
-        model: A whole model, front included.
-        domain: Its place in the division.
+def mixture_of(model: nn.Module, domain: int) -> dict[str, Tensor]:
+    """Name of each gated layer -> (E,), what all rows of one domain get of every expert.
 
     Raises:
-        AdapterError: as `domain_weights`; there is no such domain. Nothing is changed then.
+        AdapterError: as `domain_weights`; a gate knows no such domain.
     """
     weights = domain_weights(model)
-    domains = min(len(rows) for rows in weights.values())
-    if not 0 <= domain < domains:
-        raise AdapterError(
-            f"the gate knows no domain {domain}; it knows 0 to {domains - 1}.",
-            fix="use detach for the backbone alone, which is what rows of no domain get.",
-        )
     for name, rows in weights.items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, LowRankLinear)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, folded(layer, rows[domain]))
-    for name, module in list(model.named_children()):
-        if isinstance(module, SharedGate | FieldsInRoute):
-            setattr(model, name, None)
+        if not 0 <= domain < len(rows):
+            raise AdapterError(
+                f"the gate of {name!r} knows no domain {domain}; it knows 0 to {len(rows) - 1}.",
+                fix="use detach for the backbone alone, which is what rows of no domain get.",
+            )
+    return {name: rows[domain] for name, rows in weights.items()}

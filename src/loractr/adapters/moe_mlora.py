@@ -23,7 +23,7 @@ from loractr.adapters.low_rank import LowRankLinear
 from loractr.adapters.mlora import EXPERTS, Rank
 from loractr.layers.embedding import Widths
 from loractr.layers.linear import Linear
-from loractr.method import Attached, Front, Network, OneDivision
+from loractr.method import Attached, Front, Network, OneDivision, regularised
 from loractr.schema import Schema
 from loractr.stage import Stage
 
@@ -64,6 +64,9 @@ class MoEMLoRA(OneDivision):
     top_k: PositiveInt | None = None
     """A row is mixed from the k experts of the largest weights; from all when absent, as in the
     paper. With a uniform start all are equal, and the first k begin: start with own."""
+    recipe: Literal["paper", "tuned"] = "paper"
+    """tuned: dropout on the input and the hidden layers and a moving average of the weights while
+    experts and gate train, where `training` says nothing else about them."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -116,11 +119,12 @@ class MoEMLoRA(OneDivision):
     def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
         """pretrain: the backbone alone. experts: each by itself, all else frozen. gate: the gate
         alone, on all rows."""
+        more = {} if self.recipe == "paper" else regularised(base)
         experts = {"independent": True, "experts_per_domain": self.experts_per_domain}
         return (
             base.model_copy(update={"name": "pretrain", "trains": BACKBONE, "route": "none"}),
-            base.model_copy(update={"name": "experts", "trains": EXPERTS, **experts}),
-            base.model_copy(update={"name": "gate", "trains": GATES, "route": "mixed"}),
+            base.model_copy(update={"name": "experts", "trains": EXPERTS, **experts, **more}),
+            base.model_copy(update={"name": "gate", "trains": GATES, "route": "mixed", **more}),
         )
 
     def _domains(self, schema: Schema) -> int:

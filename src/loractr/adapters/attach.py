@@ -27,10 +27,14 @@ def attach(
     Raises:
         AdapterError: nothing matches one of the globs, or what it matches is adapted already.
     """
+    modules = dict(backbone.named_modules())
+    wrapped = tuple(
+        f"{name}." for name, m in modules.items() if isinstance(m, LowRankLinear | FusedLinear)
+    )
     free = {
         name: module
-        for name, module in backbone.named_modules()
-        if type(module) is Linear and not name.endswith(".base")
+        for name, module in modules.items()
+        if type(module) is Linear and not name.startswith(wrapped)
     }
     idle = [glob for glob in targets if not any(fnmatchcase(name, glob) for name in free)]
     if idle or not targets:

@@ -3,9 +3,10 @@
 Source: Song et al., MultiLoRA, CIKM 2024.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 
 from loractr.adapters.fusion import FusedLinear, Fusion, Mean, Mixer, Sum
 from loractr.adapters.mlora import EXPERTS
@@ -23,6 +24,13 @@ class ManyBanks(StagedMethod):
     itself; mix, on all rows, with every expert frozen: the mixer's weights and a norm per cell
     (combination of domains), which starts as the first division's norm.
     """
+
+    @model_validator(mode="after")
+    def _divisions_once(self) -> Self:
+        twice = [name for name in self.divisions if self.divisions.count(name) > 1]
+        if twice:
+            raise ValueError(f"{self.name} works on every division once, not twice on {twice[0]}")
+        return self
 
     def mixer(self, layer: Linear, rank: int, generator: torch.Generator) -> Mixer:
         """A fresh mixer for one layer."""

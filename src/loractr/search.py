@@ -28,8 +28,9 @@ def match_parameters(
 
     Counted are all weights but the embeddings (tables and linear term): backbone and output,
     adapters, mixers, what domains have of their own. They are summed over all models that the
-    method makes: D for `single`, the shared one and D copies for `finetune`. Embeddings are left
-    out because no hidden size can make up for them: `single` has D times the tables of `mix`, often
+    method makes: D for `single`, the shared one and D copies for `finetune` (which makes none for a
+    domain without validation rows; the schema does not know of such). Embeddings are left out
+    because no hidden size can make up for them: `single` has D times the tables of `mix`, often
     more than all else together.
 
     Whatever follows the hidden sizes is scaled with them, such as ranks by a divisor, or towers and

@@ -112,7 +112,7 @@ def test_the_smallest_configuration_is_complete():
             {"data__divisions": {"g": {"column": "x", "group": {}}}},
             "data.divisions.g.group: unknown key; did you mean 'groups'?",
         ),
-        ({"zzz": 1}, "zzz: unknown key; known keys: data, method, model, seed, start_from, training"),
+        ({"zzz": 1}, "zzz: unknown key; known keys: data, method, model, seed, start_from, train"),
     ],
 )
 def test_a_misspelt_key_is_told_with_its_place_and_what_was_meant(values, expected):
@@ -171,7 +171,7 @@ def test_a_wrong_value_is_told_with_its_place(values, expected):
     ("values", "expected"),
     [
         ({"method__name": "mlroa"}, "method.name: unknown 'mlroa'; did you mean 'mlora'?"),
-        ({"method__name": "zzz"}, "method.name: unknown 'zzz'; known: mix, single, finetune, mlo"),
+        ({"method__name": "zzz"}, "method.name: unknown 'zzz'; known: mix, single, finetune, ret"),
         ({"method": {}}, "method.name: missing"),
         ({"method": 3}, "method: expected settings, as `key: value`, not 3"),
         ({"data__split": {"kind": "stratifid"}}, "data.split.kind: unknown 'stratifid'; did you m"),

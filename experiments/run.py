@@ -1,191 +1,240 @@
 """Run an experiment's plan: choose settings on validation, then score test once per seed.
 
-    python experiments/run.py experiments/moe_mlora-table1 [--jobs 2] [--data ../shared/data]
+    python experiments/run.py experiments/multilora-table3 [--jobs 2] [--arms mix_paper mix_tuned]
 
 Every run is one JSON file in the experiment's results/ and is skipped when it is there, so the
-script can be stopped and started at any time. `trials/` holds the runs that choose (validation
-numbers only: a run always scores its test rows, but a trial's test numbers are thrown away unread),
-`results/` itself the chosen setting, seed by seed. At the end the table in the experiment's README
-is written anew.
+script can be stopped and started at any time, with other arms, variants or jobs. `trials/` holds
+the runs that choose (validation numbers only: a run always scores its test rows, but a trial's test
+numbers are thrown away unread), `results/` itself the chosen setting, seed by seed. The tables in
+the experiment's README are written anew after every run.
 """
 
 import argparse
-import itertools
 import json
 import os
 import shutil
-import statistics
+import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import yaml
+from plan import Cell, Plan, PlanError, Settings, read
+from table import write_readme
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a thread for each run
 
 from loractr.config import parse_config
+from loractr.environment import cache_folder
+from loractr.errors import ConfigError
 from loractr.run import run
-
-BEGIN, END = "<!-- results: written by experiments/run.py -->", "<!-- end of results -->"
 
 OF_TRIAL = ("validation", "selection", "seconds")
 OF_RUN = ("test", *OF_TRIAL, "parameters", "rows_per_second", "seed", "versions")
 """Parts of metrics.json that are kept of a run."""
 
-Settings = dict[str, Any]
+MADE_BY = "made-by.json"
+"""In a kept run's folder: the configuration that made its artifact. Written last."""
 
 
-def settings_of(plan: Settings, arm: str) -> list[Settings]:
-    """Every point of an arm's grid, as {dotted key: value}."""
-    grid: Settings = plan["arms"][arm].get("grid", plan.get("grid", {}))
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+@dataclass(frozen=True)
+class Task:
+    """One run that can begin now."""
+
+    shown: Settings
+    """Its configuration as its JSON shows it."""
+    values: Settings
+    """The same with the paths of this machine."""
+    target: Path
+    parts: tuple[str, ...]
+    keep: Path | None
+    """Where its artifact goes, if others start from it."""
 
 
-def configured(plan: Settings, arm: str, settings: Settings, seed: int, data: Path) -> Settings:
-    """The configuration of one run as plain values."""
-    values = json.loads(json.dumps(plan["config"]))
-    for part, own in plan["arms"][arm].get("config", {}).items():
-        values[part] = {**values.get(part, {}), **own}
-    for key, value in settings.items():
-        place = values
-        *path, last = key.split(".")
-        for name in path:
-            place = place.setdefault(name, {})
-        place[last] = value
-    values["data"]["path"] = str(data / values["data"]["path"])
-    return {**values, "seed": seed}
+@dataclass
+class Queue:
+    """What is left to run. The files are the state: asked again, it looks again."""
+
+    cells: list[Cell]
+    data: Path
+    cache: Path
+    wrong: dict[str, str] = field(default_factory=dict)
+    """Arm → why its configuration is none."""
+
+    def open(self) -> list[Task]:
+        """All runs that can begin now: trials of all arms first, then the chosen settings, seed by
+        seed; before each the run that it starts from, where that is missing."""
+        found = [task for cell in self.cells for task in self._trials(cell)]
+        for seed in sorted({seed for cell in self.cells for seed in cell.seeds}):
+            for cell in self.cells:
+                if seed in cell.seeds and not cell.result(seed).exists():
+                    found += self._chosen(cell, seed)
+        return list({task.target: task for task in reversed(found)}.values())[::-1]
+
+    def _trials(self, cell: Cell) -> list[Task]:
+        """What is left of the trials, or what has to be run before them."""
+        seed = cell.seeds[0]
+        return [
+            task
+            for path, point in cell.trials.items()
+            if not path.exists()
+            for task in self._task(cell.chooser, point, seed, path, OF_TRIAL)
+        ]
+
+    def _chosen(self, cell: Cell, seed: int, *, keep: bool = False) -> list[Task]:
+        """The run of the chosen setting, or what has to be run before it."""
+        settings = cell.choice()
+        if settings is None:
+            return self._trials(cell)
+        keep = keep or cell.arm in cell.plan.starts
+        return self._task(cell, settings, seed, cell.result(seed), OF_RUN, keep=keep)
+
+    def _task(
+        self,
+        cell: Cell,
+        settings: Settings,
+        seed: int,
+        target: Path,
+        parts: tuple[str, ...],
+        *,
+        keep: bool = False,
+    ) -> list[Task]:
+        """One run, or what has to be run before it."""
+        if cell.arm in self.wrong:
+            return []
+        shown = cell.config(settings, seed)
+        values = json.loads(json.dumps(shown))
+        values["data"]["path"] = str(self.data / values["data"]["path"])
+        if cell.start is not None:
+            if not self._made(cell.start, seed):
+                told = read(cell.start.result(seed))
+                failed = told is not None and "failed" in told
+                return [] if failed else self._chosen(cell.start, seed, keep=True)
+            values["start_from"] = str(self._kept(cell.start, seed) / "artifact")
+        try:
+            parse_config(values)
+        except ConfigError as error:
+            self.wrong[cell.arm] = str(error)
+            print(f"{cell} is left out: {error}", file=sys.stderr)
+            return []
+        return [Task(shown, values, target, parts, self._kept(cell, seed) if keep else None)]
+
+    def _made(self, cell: Cell, seed: int) -> bool:
+        """Whether the cache has the artifact of the chosen setting's run."""
+        settings = cell.choice()
+        if settings is None:
+            return False
+        return read(self._kept(cell, seed) / MADE_BY) == cell.config(settings, seed)
+
+    def _kept(self, cell: Cell, seed: int) -> Path:
+        return self.cache / cell.plan.folder.resolve().name / cell.run(seed)
 
 
-def execute(values: Settings, shown_path: str, target: Path, parts: tuple[str, ...]) -> None:
-    """One run; keeps the named parts of its metrics.json and the configuration."""
+def execute(task: Task) -> None:
+    """One run; keeps the named parts of its metrics.json and the configuration. A run that raises
+    leaves a JSON as well, with what it said."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        run(parse_config(values), out, thread_count=1)
-        metrics = json.loads((out / "metrics.json").read_text())
-    shown = json.loads(json.dumps(values))
-    shown["data"]["path"] = shown_path
-    kept = {name: metrics[name] for name in parts}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_suffix(".partial")
-    aside.write_text(json.dumps({"config": shown, **kept}, indent=1) + "\n")
-    aside.replace(target)
-    print(target, flush=True)
+        out, before = Path(folder) / "run", time.process_time()
+        try:
+            run(parse_config(task.values), out, thread_count=1)
+        except (OSError, MemoryError):
+            raise  # the machine's fault, not the method's
+        except Exception as error:  # a table has to say so, whatever it is
+            told: dict[str, Any] = {"failed": f"{type(error).__name__}: {error}"}
+        else:
+            metrics = json.loads((out / "metrics.json").read_text())
+            metrics["seconds"]["processor"] = time.process_time() - before
+            told = {name: metrics[name] for name in task.parts}
+            if metrics["start_from"] is not None:
+                told["start_from"] = metrics["start_from"]["sha256"]
+            if task.keep is not None:
+                _keep(out / "artifact", task.keep, task.shown)
+    _write(task.target, {"config": task.shown, **told})
+    print(task.target, "failed" if "failed" in told else "", flush=True)
 
 
-def name_of(arm: str, settings: Settings) -> str:
-    """File name of a trial."""
-    parts = [f"{key.rpartition('.')[2]}={value}" for key, value in settings.items()]
-    return "_".join([arm, *parts])
+def _keep(artifact: Path, folder: Path, shown: Settings) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.move(artifact, folder / "artifact")
+    _write(folder / MADE_BY, shown)
 
 
-def judged(trial: Path, select: str, division: str) -> float:
-    """Validation value of a trial, larger is better."""
-    found = json.loads(trial.read_text())["validation"]
-    if select == "pooled_auc":
-        return float(found["pooled"]["auc"])
-    if select == "log_loss":
-        return -float(found["pooled"]["log_loss"])
-    return float(found["divisions"][division][select])
+def _write(path: Path, values: Settings) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(values, indent=1) + "\n")
+    aside.replace(path)
 
 
-def table(folder: Path, plan: Settings) -> str:
-    """The results as Markdown: published beside ours, mean ± standard deviation over seeds."""
-    where = plan["measure"].split(".")
-    lines = [
-        f"| arm | published {plan['shown']} | {plan['shown']} | log loss | seeds | chosen |"
-        " seconds |",
-        "|---|--:|--:|--:|--:|---|--:|",
-    ]
-    for arm, told in plan["arms"].items():
-        files = sorted((folder / "results").glob(f"{arm}_*.json"))
-        results = [json.loads(file.read_text()) for file in files]
-        if not results:
-            lines.append(f"| {arm} | {told.get('published', '–')} | not run | | | | |")
-            continue
-        values, losses = [], []
-        for result in results:
-            value: Any = result
-            for key in where:
-                value = value[key]
-            values.append(value)
-            losses.append(result["test"]["pooled"]["log_loss"])
-        chosen = json.loads((folder / "results" / "chosen" / f"{arm}.json").read_text())["settings"]
-        words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
-        seconds = statistics.mean(result["seconds"]["train"] for result in results)
-        lines.append(
-            f"| {arm} | {told.get('published', '–')} | {spread(values)} | {spread(losses)} |"
-            f" {len(results)} | {words or '–'} | {seconds:.0f} |"
-        )
-    return "\n".join(lines)
+def work(plan: Plan, queue: Queue, jobs: int) -> None:
+    """Run all that is open, `jobs` side by side, until nothing is."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=os.nice, initargs=(10,)) as pool:
+        running: dict[Future[None], Path] = {}
+        while True:
+            for task in queue.open():
+                if len(running) < jobs and task.target not in running.values():
+                    running[pool.submit(execute, task)] = task.target
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                future.result()
+            write_choices(plan)
+            write_readme(plan)
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+def write_choices(plan: Plan) -> None:
+    """What was chosen, beside the trials that chose it."""
+    for cell in {cell.chooser for cell in plan.cells() if cell.plan is plan}:
+        path, settings = plan.results / "chosen" / f"{cell}.json", cell.choice()
+        if settings is not None and read(path) != {"settings": settings}:
+            _write(path, {"settings": settings})
 
 
-def write_table(folder: Path, plan: Settings) -> None:
-    """Put the table between its marks in the README."""
-    readme = folder / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{table(folder, plan)}\n{END}{after}")
+def checked(folder: Path) -> Plan:
+    """The plan of a folder, if what lies in its results/ was made by it.
+
+    Raises:
+        PlanError: it was not, or the plan contradicts itself.
+    """
+    plan = Plan.read(folder)
+    stale = [path for one in (plan, *plan.others.values()) for path in one.stale()]
+    if stale:
+        listed = "\n  ".join(str(path) for path in stale)
+        raise PlanError(f"made by another plan: remove them, or mend the plan\n  {listed}")
+    return plan
 
 
 def main() -> None:
-    """Trials, choice, seeds, table."""
+    """Trials, choices, seeds, tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
+    parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the README anew")
+    parser.add_argument("--again", action="store_true", help="forget failed runs first")
     default = os.environ.get("LORACTR_DATA", "../shared/data")
     parser.add_argument("--data", type=Path, default=Path(default), help="folder of the data sets")
     given = parser.parse_args()
-    folder: Path = given.folder
-    plan = yaml.safe_load((folder / "plan.yaml").read_text())
-    arms = given.arms or list(plan["arms"])
-    shown = plan["config"]["data"]["path"]
-    select, division = plan["config"]["training"]["select"], plan["division"]
-    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-        for arm in arms:
-            points = settings_of(plan, arm)
-            trials = {folder / "results" / "trials" / f"{name_of(arm, p)}.json": p for p in points}
-            jobs = [
-                pool.submit(
-                    execute,
-                    configured(plan, arm, point, plan["seeds"][0], given.data),
-                    shown,
-                    target,
-                    OF_TRIAL,
-                )
-                for target, point in trials.items()
-                if len(points) > 1 and not target.exists()
-            ]
-            for job in jobs:
-                job.result()
-            best = points[0]
-            if len(points) > 1:
-                best = trials[max(trials, key=lambda t: judged(t, select, division))]
-            chosen = folder / "results" / "chosen" / f"{arm}.json"
-            chosen.parent.mkdir(parents=True, exist_ok=True)
-            chosen.write_text(json.dumps({"settings": best}, indent=1) + "\n")
-            finals = {s: folder / "results" / f"{arm}_seed-{s}.json" for s in plan["seeds"]}
-            jobs = [
-                pool.submit(
-                    execute,
-                    configured(plan, arm, best, seed, given.data),
-                    shown,
-                    target,
-                    OF_RUN,
-                )
-                for seed, target in finals.items()
-                if not target.exists()
-            ]
-            for job in jobs:
-                job.result()
-            write_table(folder, plan)
-    shutil.rmtree(folder / "results" / "partial", ignore_errors=True)
+    plan = checked(given.folder)
+    if given.again:
+        for path in plan.results.rglob("*.json"):
+            if "failed" in (read(path) or {}):
+                path.unlink()
+    cells = [c for c in plan.cells(given.arms, given.variants) if c.plan is plan]
+    queue = Queue(cells, given.data, cache_folder() / "experiments")
+    if not given.table:
+        work(plan, queue, given.jobs)
+    write_choices(plan)
+    write_readme(plan)
+    if queue.wrong:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What comes back is what was saved, to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,6 +9,8 @@ import torch
 
 from loractr import load, prepare
 from loractr.artifact import save
+from loractr.artifact.layout import Contents
+from loractr.artifact.tensors import mixer_tensors
 from loractr.config import parse_config
 from loractr.model import build
 from loractr.predict import logits, sigmoid
@@ -36,16 +40,68 @@ MODELS = {
         "dropout_position": "shared_path",
     },
     "mix": {"method": {"name": "mix"}, "backbone": "dcn"},
+    "singlelora": {
+        "method": {"name": "singlelora", "rank": {"fixed": 2}},
+        "batch_norm": True,
+        "backbone": "mlp",
+    },
+    "singlelora with the shared norm": {
+        "method": {"name": "singlelora", "divisions": ["hour"], "norm": "shared"},
+        "batch_norm": True,
+    },
+    "multilora": {
+        "method": {"name": "multilora", "divisions": ["tab", "hour"], "rank": {"fixed": [3, 2]}},
+        "batch_norm": True,
+        "mixed": True,
+    },
+    "multilora whose mixers do not act": {
+        "method": {"name": "multilora", "divisions": ["tab", "hour"], "rank": {"fixed": 2}},
+        "batch_norm": True,
+        "mixed": False,
+    },
+    "multilora of three divisions, without norms": {
+        "method": {"name": "multilora", "divisions": ["activeness", "tab", "hour"]},
+        "mixed": True,
+    },
+    "multilora_add": {
+        "method": {"name": "multilora_add", "divisions": ["tab", "hour"], "rank": {"fixed": 2}},
+        "batch_norm": True,
+        "mixed": True,
+    },
+    "multilora_avg without norms of cells": {
+        "method": {"name": "multilora_avg", "divisions": ["tab", "hour"], "norm_train": False},
+        "batch_norm": True,
+        "mixed": True,
+    },
+    "shared_adapter": {
+        "method": {"name": "shared_adapter", "rank": {"fixed": 2}},
+        "batch_norm": True,
+    },
+    "moe_mlora": {
+        "method": {"name": "moe_mlora", "rank": {"fixed": 2}, "gate_input": "fields"},
+        "mixed": True,
+    },
+    "moe_mlora whose gate does not act": {
+        "method": {"name": "moe_mlora", "rank": {"fixed": 2}},
+        "mixed": False,
+    },
+    "retune": {"method": {"name": "retune"}, "batch_norm": True},
     "single": {"method": {"name": "single"}, "owners": ("feed", "home", "kids")},
     "finetune": {"method": {"name": "finetune"}, "owners": ("kids",), "batch_norm": True},
 }
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_probabilities_are_those_of_the_model_in_memory_bit_by_bit(
-    finished, click_log, tmp_path, model
-):
-    saved = finished(**model)
+@pytest.fixture(params=MODELS.values(), ids=MODELS)
+def saved(request, finished):
+    """A finished model; `mixed` says whether its mixers act, where it has some."""
+    options = dict(request.param)
+    mixed = options.pop("mixed", False)
+    made = finished(**options)
+    made.model.routing = replace(made.model.routing, mixed=mixed)
+    return made
+
+
+def test_probabilities_are_those_of_the_model_in_memory_bit_by_bit(saved, click_log, tmp_path):
     saved.save(tmp_path / "artifact")
     scorer = load(tmp_path / "artifact")
     for frame in (saved.frame, click_log(200, ("home", "feed", "unheard of"), seed=5)):
@@ -55,11 +111,12 @@ def test_probabilities_are_those_of_the_model_in_memory_bit_by_bit(
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_every_tensor_comes_back(finished, tmp_path, model):
-    saved = finished(**model)
+def test_every_tensor_comes_back(saved, tmp_path):
+    """And which mixers act; those that do not are in the artifact, but are not read."""
     saved.save(tmp_path / "artifact")
     scorer = load(tmp_path / "artifact")
+    assert scorer.model.routing == saved.model.routing
+    idle = set() if saved.model.routing.mixed else set(mixer_tensors(saved.model))
     assert scorer.domain_models.keys() == saved.domain_models.keys()
     pairs = [(scorer.model, saved.model)]
     pairs += [(scorer.domain_models[name], model) for name, model in saved.domain_models.items()]
@@ -67,7 +124,24 @@ def test_every_tensor_comes_back(finished, tmp_path, model):
         assert not any(module.training for module in found.modules())
         assert found.state_dict().keys() == expected.state_dict().keys()
         for name, tensor in expected.state_dict().items():
-            assert torch.equal(found.state_dict()[name], tensor), name
+            assert torch.equal(found.state_dict()[name], tensor) or name in idle, name
+
+
+@pytest.mark.parametrize("name", ["multilora", "multilora_add"])
+def test_idle_mixers_are_kept_beside_the_active_parts(finished, tmp_path, name):
+    """So that they may be made to act one day: nothing that was trained is lost."""
+    method = {"name": name, "divisions": ["tab", "hour"]}
+    for mixed in (True, False):
+        made = finished(method, batch_norm=True)
+        made.model.routing = replace(made.model.routing, mixed=mixed)
+        made.save(tmp_path / str(mixed))
+    acting, idle = (Contents.open(tmp_path / str(mixed)) for mixed in (True, False))
+    assert acting.manifest.files.keys() == idle.manifest.files.keys()
+    changed = {
+        file for file, found in acting.manifest.files.items() if found != idle.manifest.files[file]
+    }
+    assert not changed
+    assert (acting.manifest.active.mixers, idle.manifest.active.mixers) == ({name: "v1"}, {})
 
 
 def test_configuration_and_schema_come_back(mlora, tmp_path):

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from loractr.batch import Groups, Route
 from loractr.layers.grouped import as_they_came, in_groups, one_hot
 
+ROWS_WORTH_A_CALL = 64
+"""Groups of this many rows on average are normalised one by one; smaller ones all together."""
+
 
 class BatchNorm(nn.Module):
     """Normalises each feature over the rows of the batch.
@@ -114,9 +117,9 @@ class NormBank(nn.Module):
         trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
         if torch.compiler.is_compiling():
             return self._masked(x, groups, base, trains=trains)
-        if not trains:
+        if not trains and len(self.weight) * ROWS_WORTH_A_CALL > x.shape[0]:
             return self._running(x, groups, base)
-        return self._segments(x, groups, base)
+        return self._segments(x, groups, base, trains=trains)
 
     def _running(self, x: Tensor, groups: Groups, base: BatchNorm | Average) -> Tensor:
         """y = scale[e] ⊙ x + shift[e], from the running statistics."""
@@ -132,7 +135,9 @@ class NormBank(nn.Module):
         place = groups.expert + 1
         return torch.addcmul(shift.index_select(0, place), x, scale.index_select(0, place))
 
-    def _segments(self, x: Tensor, groups: Groups, base: BatchNorm | Average) -> Tensor:
+    def _segments(
+        self, x: Tensor, groups: Groups, base: BatchNorm | Average, *, trains: bool
+    ) -> Tensor:
         edges = groups.offsets.tolist()
         sizes = [stop - start for start, stop in pairwise(edges)]
         parts = torch.split(in_groups(x, groups), sizes)
@@ -151,7 +156,7 @@ class NormBank(nn.Module):
                     self.running_var[expert],
                     weights[expert],
                     biases[expert],
-                    training=part.shape[0] > 1,
+                    training=trains and part.shape[0] > 1,
                     momentum=self.momentum,
                     eps=self.eps,
                 )

@@ -11,7 +11,7 @@ from torch import nn
 from loractr.batch import Groups, Route, Routing
 from loractr.data.loader import collate
 from loractr.data.rows import Rows
-from loractr.layers.norm import Average, BatchNorm, DomainNorm, NormBank
+from loractr.layers.norm import ROWS_WORTH_A_CALL, Average, BatchNorm, DomainNorm, NormBank
 
 FEATURES, EXPERTS, MOMENTUM, EPS = 4, 5, 0.2, 1e-3
 IDS = [3, 0, -1, 3, 1, 0, 3, -1, 4, 4, 0]  # expert 1 has one row, expert 2 none
@@ -93,6 +93,27 @@ def test_each_group_is_torchs_batch_norm_on_its_rows_alone(bank, base, training,
         torch.testing.assert_close(bank.running_mean, mean, atol=1e-12, rtol=0)
         torch.testing.assert_close(bank.running_var, variance, atol=1e-12, rtol=0)
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+
+
+@pytest.mark.parametrize("mode", ["evaluation", "frozen"])
+@pytest.mark.parametrize("share", [1.0, 0.99])
+def test_many_rows_in_evaluation_are_the_same_as_few(bank, base, mode, share):
+    """On either side of the size from which groups are normalised one by one."""
+    bank.train(mode == "frozen").requires_grad_(mode != "frozen")
+    before = copy.deepcopy(bank.state_dict())
+    count = int(share * ROWS_WORTH_A_CALL * EXPERTS)
+    random = torch.Generator().manual_seed(6)
+    ids = torch.randint(-1, EXPERTS, (count,), generator=random)
+    ids[ids == 2] = 3  # and one expert without rows
+    ids[ids == 1] = -1
+    ids[0] = 1  # and one with a single row
+    expected, _, _ = reference(bank, base, rows(count), ids.tolist(), training=False)
+    for each in (ids.tolist(), sorted(ids.tolist())):
+        x = rows(count) if each == ids.tolist() else rows(count)[ids.argsort(stable=True)]
+        wanted = expected if each == ids.tolist() else expected[ids.argsort(stable=True)]
+        found = bank(x, groups_of(each), base)
+        torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)
+    assert all(torch.equal(value, before[name]) for name, value in bank.state_dict().items())
 
 
 def test_groups_of_fewer_than_two_rows_keep_their_running_statistics(bank, base):

@@ -199,10 +199,15 @@ def test_cells_inherit_only_where_there_are_some():
     assert multi(norm="shared").stages(Stage(name=""), norm=True)[-1].inherits == "none"
 
 
-def test_the_natural_division_alone_has_one_stage_of_its_own():
-    method = multi(divisions=())
+def test_the_divisions_have_to_be_named():
+    with pytest.raises(ValidationError, match="name them, the natural one first"):
+        multi(divisions=())
+
+
+def test_one_division_is_enough():
+    method = multi(divisions=("tab",))
     names = [stage.name for stage in method.stages(Stage(name=""), norm=True)]
-    assert names == ["pretrain", "adapt", "mix"]
+    assert names == ["pretrain", "adapt_tab", "mix"]
     assert model_of(method, **TOWER).routing.divisions == (0,)
 
 

@@ -26,7 +26,12 @@ class ManyBanks(StagedMethod):
     """
 
     @model_validator(mode="after")
-    def _divisions_once(self) -> Self:
+    def _divisions_named_once(self) -> Self:
+        if not self.divisions:
+            raise ValueError(
+                f"{self.name} mixes experts of the divisions that it is given: name them, the"
+                " natural one first, like divisions: [ages, gender]"
+            )
         twice = [name for name in self.divisions if self.divisions.count(name) > 1]
         if twice:
             raise ValueError(f"{self.name} works on every division once, not twice on {twice[0]}")
@@ -57,7 +62,7 @@ class ManyBanks(StagedMethod):
         """pretrain, adapt_<division> …, and what the mixer needs."""
         adapting = [
             self.adapt(base, self._own(place), division)
-            for place, division in enumerate(self.divisions or (None,))
+            for place, division in enumerate(self.divisions)
         ]
         return (self.pretrain(base), *adapting, *self._mixing(base, norm=norm))
 

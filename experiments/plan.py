@@ -18,7 +18,7 @@ Settings = dict[str, Any]
 
 KEYS = {"config", "variants", "choose_on", "division", "measures", "grid", "seeds", "arms"}
 KEYS |= {"compare_to", "counts"}
-ARM_KEYS = {"config", "published", "grid", "start", "seeds", "see"}
+ARM_KEYS = {"config", "published", "grid", "start", "seeds", "see", "settings_of"}
 
 
 class PlanError(ValueError):
@@ -59,6 +59,8 @@ class Plan:
             )
             if arm.get("start", name) not in self.arms:
                 yield f"arms.{name}: there is no arm {arm['start']!r} to start from"
+            if "settings_of" in arm and "grid" in arm:
+                yield f"arms.{name}: its settings are those of {arm['settings_of']}; it has no grid"
             if "see" in arm and arm.keys() - {"see", "published"}:
                 yield f"arms.{name}: all that it is stands in {arm['see']}, where its runs are"
 
@@ -114,7 +116,14 @@ class Plan:
     def others(self) -> dict[str, "Plan"]:
         """The plans of the folders that arms refer to."""
         names = {arm["see"] for arm in self.arms.values() if "see" in arm}
+        names |= {folder for folder, _ in self._settings_of()}
         return {name: Plan.read(self.folder.parent / name) for name in names}
+
+    def _settings_of(self) -> Iterator[tuple[str, str]]:
+        for arm in self.arms.values():
+            if "settings_of" in arm:
+                folder, _, other = arm["settings_of"].partition("/")
+                yield folder, other
 
     @cached_property
     def starts(self) -> set[str]:
@@ -154,14 +163,20 @@ class Cell:
 
     @property
     def grid(self) -> list[Settings]:
-        """Every point of its grid."""
+        """Every point of its grid, or of the grid of the arm whose choice it takes over."""
+        if "settings_of" in self.told:
+            return self.chooser.grid
         grid: Settings = self.told.get("grid", self.plan.values.get("grid", {}))
         points = itertools.product(*grid.values())
         return [dict(zip(grid, values, strict=True)) for values in points]
 
     @property
     def chooser(self) -> "Cell":
-        """The cell whose trials choose the settings."""
+        """The cell whose trials choose the settings; `settings_of` names one of another folder."""
+        if "settings_of" in self.told:
+            folder, _, arm = self.told["settings_of"].partition("/")
+            other = self.plan.others[folder]
+            return other.cell(arm, other.variants[0]).chooser
         return self.plan.cell(self.arm, self.plan.values.get("choose_on", self.variant))
 
     @property
@@ -223,7 +238,7 @@ class Cell:
         whole = {path: told for path, told in found.items() if told and "failed" not in told}
         if not whole:
             return None
-        division = self.plan.values["division"]
+        division = self.chooser.plan.values["division"]
         return trials[max(whole, key=lambda path: judged(whole[path], division))]
 
     def expected(self) -> Iterator[tuple[Path, Settings]]:

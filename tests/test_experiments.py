@@ -366,3 +366,23 @@ def test_every_plan_is_whole_and_its_results_are_its_own(folder):
     found = {p for p in plan.results.rglob("*.json") if p.parent.name != "chosen"}
     assert found <= expected
     assert tables.BEGIN in (EXPERIMENTS / folder / "README.md").read_text()
+
+
+def test_an_arm_may_take_over_what_another_folders_arm_has_chosen(tmp_path):
+    first = made(tmp_path / "first")
+    taken = {"config": {"method": {"name": "retune"}}, "settings_of": "first/mix"}
+    plan = made(tmp_path / "second", arms={"retune": taken}, compare_to=None)
+    cell = plan.cell("retune")
+    assert cell.choice() is None
+    for place, (path, point) in enumerate(first.cell("mix").trials.items()):
+        write(path, first.cell("mix").config(point, 0), auc=0.5 + 0.1 * (place == 2))
+    assert cell.choice() == first.cell("mix").choice() == cell.grid[2]
+    assert cell.config(cell.choice(), 1)["method"] == {"name": "retune"}
+    assert not (plan.results / "trials").exists()
+
+
+def test_an_arm_with_the_settings_of_another_has_no_grid_of_its_own(tmp_path):
+    made(tmp_path / "first")
+    taken = VALUES["arms"]["mix"] | {"settings_of": "first/mix"}
+    with pytest.raises(PlanError, match="its settings are those of first/mix; it has no grid"):
+        made(tmp_path / "second", arms={"mix": taken})

@@ -118,8 +118,7 @@ class Gate(nn.Module):
     def _weights(self, logits: Tensor) -> Tensor:
         """Softmax over a row's options, of which the backbone's is left out."""
         if self.top_k is not None:
-            order = logits.argsort(dim=1, descending=True, stable=True)
-            logits = logits.scatter(1, order[:, self.top_k :], float("-inf"))
+            logits = logits.masked_fill(~_largest(logits, self.top_k), float("-inf"))
         weights = torch.softmax(logits, 1)
         return weights[:, 1:] if self.backbone else weights
 
@@ -152,6 +151,15 @@ class Gate(nn.Module):
         domains, _ = self.table.shape
         sizes = f"domains={domains}, experts={self.experts}, context={self.context}"
         return f"{sizes}, backbone={self.backbone}, top_k={self.top_k}"
+
+
+def _largest(logits: Tensor, k: int) -> Tensor:
+    """Whether a value is among its row's k largest, the first of equal ones: a stable sort's
+    choice, without one, which ONNX does not have."""
+    last = logits.topk(k, dim=1).values[:, -1:]
+    above, equal = logits > last, logits == last
+    places = k - above.sum(1, keepdim=True)
+    return above | (equal & (equal.cumsum(1) <= places))
 
 
 class GatedLinear(LowRankLinear):

@@ -152,9 +152,12 @@ class Table(nn.Module):
         if bags is None:
             return vectors
         values, offsets = bags
-        pooled = F.embedding_bag(
-            values, weight, offsets, mode="mean", include_last_offset=True, sparse=self.sparse
-        )
+        if torch.compiler.is_exporting():
+            pooled = _means(weight, values, offsets, len(self._sequences) * count)
+        else:
+            pooled = F.embedding_bag(
+                values, weight, offsets, mode="mean", include_last_offset=True, sparse=self.sparse
+            )
         pooled = pooled.view(len(self._sequences), count, width).transpose(0, 1)
         return torch.cat([vectors, pooled], 1) if self._categorical else pooled
 
@@ -293,6 +296,20 @@ class Embedding(nn.Module):
 
     def _tables(self) -> list[Table]:
         return [table for table in self.tables.values() if isinstance(table, Table)]
+
+
+def _means(weight: Tensor, values: Tensor, offsets: Tensor, bags: int) -> Tensor:
+    """`F.embedding_bag` in mode "mean", for exported graphs: ONNX has no such operator, and the
+    loop in its place takes a hundred times as long as all else, and fails when there is no bag.
+
+    Differences of a running sum, in float64 so that a bag does not feel what stands before it. The
+    number of bags comes from the rows: taken from `offsets`, it would bind a graph to some sizes.
+    """
+    running = weight.index_select(0, values).double().cumsum(0)
+    running = torch.cat([running.new_zeros(1, weight.shape[1]), running])
+    starts, stops = offsets[:bags], offsets[1 : bags + 1]
+    sums = running.index_select(0, stops) - running.index_select(0, starts)
+    return (sums / (stops - starts).clamp(min=1).unsqueeze(1)).to(weight.dtype)
 
 
 def _field_widths(schema: Schema, size: int, pretrained: Mapping[str, Tensor]) -> dict[str, int]:

@@ -1,16 +1,19 @@
 """PLE: experts and gates of each level, and what a row of one domain trains through them."""
 
 import copy
+import math
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from loractr.backbones import ModelConfig
-from loractr.baselines.ple import PLE
+from loractr.baselines.multi_task import Plan
+from loractr.baselines.ple import PLE, Level
 from loractr.batch import Batch, Route
 from loractr.config import RunConfig
 from loractr.data.config import DataConfig
+from loractr.layers.mlp import MLP
 from loractr.model import build
 from loractr.schema import Division, Field, Schema
 from loractr.stage import Stage
@@ -76,6 +79,42 @@ def test_by_default_two_levels_of_one_expert_per_domain_and_one_shared():
         "towers.0.linear.weight": (3, 5, 6),
     }
     assert shapes(model.head) == {"weight": (3, 1, 5)}
+
+
+def hand_level(*, last):
+    """Inputs of width 2, experts of one unit, gates whose softmax is simple at x = (1, 2)."""
+    plain = MLP(2, (1, 1))
+    plan = Plan(plain=plain, domains=2, generator=torch.Generator())
+    level = Level(plan, 2, ple(expert_sizes=(1,)), last=last).double()
+    weights = {
+        "specific.0.0.linear.weight": [[[1.0, 0.0]], [[0.0, 1.0]]],  # a: x_0, b: x_1
+        "shared.0.0.linear.weight": [[1.0, 1.0]],  # x_0 + x_1
+        "gate.linear.weight": [[[math.log(3), 0.0], [0.0, 0.0]], [[0.0, 0.0], [math.log(3), 0.0]]],
+    }
+    if not last:
+        weights["shared_gate.linear.weight"] = [[0.0, 0.0], [math.log(2), 0.0], [0.0, 0.0]]
+    with torch.no_grad():
+        for name, value in weights.items():
+            level.get_parameter(name).copy_(torch.tensor(value))
+    return level
+
+
+def test_the_gates_worked_by_hand():
+    """x = (1, 2): a's own expert gives 1, b's 2, the shared one 3. a weighs its own 3 : 1, so
+    3/4 · 1 + 1/4 · 3; b weighs 1 : 3, so 1/4 · 2 + 3/4 · 3."""
+    x = torch.tensor([[1.0, 2.0], [1.0, 2.0]], dtype=torch.double)
+    out = hand_level(last=True)(x, x, Route.hard(torch.tensor([0, 1]), 2))
+    assert out.tolist() == [[pytest.approx(1.5)], [pytest.approx(2.75)]]
+
+
+def test_the_shared_gate_worked_by_hand():
+    """Over a's, b's and the shared expert it weighs 1 : 2 : 1, so 1/4 · 1 + 1/2 · 2 + 1/4 · 3; the
+    average domain, first, has experts of mean weights, 3/2, and a gate of mean weights, 1 : 1."""
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.double)
+    own, shared = hand_level(last=False).every(x, x, Route.hard(torch.tensor([0]), 2))
+    assert shared.tolist() == [[pytest.approx(2.0)]]
+    assert own[0, 1:].tolist() == [[pytest.approx(1.5)], [pytest.approx(2.75)]]
+    assert own[0, 0].tolist() == [pytest.approx((1.5 + 3) / 2)]
 
 
 def test_one_level_has_no_shared_gate():

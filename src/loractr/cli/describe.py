@@ -1,5 +1,6 @@
 """Prepared data, artifacts and plans as tables and as JSON: what `inspect` and others print."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ if TYPE_CHECKING:
     from loractr.artifact.layout import Contents
     from loractr.data.store import Prepared
     from loractr.evaluation import Table
-    from loractr.schema import Schema
+    from loractr.schema import Division, Schema
 
 Counts = dict[str, int]
 
@@ -38,7 +39,7 @@ def artifact_json(path: Path) -> dict[str, Any]:
         ArtifactError: it is damaged or none at all.
     """
     from loractr.artifact import load
-    from loractr.artifact.layout import Contents
+    from loractr.artifact.layout import Contents, divisions_of
 
     scorer, contents = load(path), Contents.open(path)
     models = [scorer.model, *scorer.domain_models.values()]
@@ -51,7 +52,10 @@ def artifact_json(path: Path) -> dict[str, Any]:
         "schema": scorer.schema.model_dump(mode="json", exclude_defaults=True),
         "parameters": {part: sum(count[part] for count in counts) for part in counts[0]},
         "active": contents.manifest.active.model_dump(mode="json"),
-        "test": _test_metrics(contents, scorer.schema),
+        "mixers_stored": any(name.startswith("mixers/") for name in contents.manifest.files),
+        "test": _test_metrics(
+            contents, [*scorer.schema.divisions, *divisions_of(scorer.model, scorer.schema)]
+        ),
         "base": contents.manifest.base,
     }
 
@@ -65,6 +69,7 @@ def artifact_tables(found: dict[str, Any]) -> "list[Table]":
     model = [
         ("backbone", found["backbone"]),
         ("method", found["method"]),
+        *_acting(found),
         *((f"parameters, {part}", f"{count:,}") for part, count in found["parameters"].items()),
     ]
     by_division = [
@@ -146,13 +151,24 @@ def _time(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _test_metrics(contents: "Contents", schema: "Schema") -> dict[str, Any]:
+def _acting(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What acts on a row besides the experts of its own domain."""
+    active = found["active"]
+    for version in active["adapters"].get("*", {}).values():
+        yield "adapter of all rows", version
+    for version in active["mixers"].values():
+        yield "mixer", version
+    if found["mixers_stored"] and not active["mixers"]:
+        yield "mixer", "stored, does not act: no better on validation than the experts alone"
+
+
+def _test_metrics(contents: "Contents", divisions: Sequence["Division"]) -> dict[str, Any]:
     """Division → domain → its metrics on test rows, of the versions in use that have some."""
     from loractr.artifact.layout import METRICS
 
     found: dict[str, Any] = {}
     for kind in ("adapters", "domains"):
-        for (division, domain), folder in contents.active(kind, schema.divisions).items():
+        for (division, domain), folder in contents.active(kind, divisions).items():
             name = f"{folder}/{METRICS}"
             if name in contents.manifest.files:
                 measured = contents.json(name)

@@ -16,6 +16,8 @@
 PYTHON ?= python3
 DATA ?= $(or $(LORACTR_DATA),../shared/data)
 BIN := .venv/bin
+# A worker per core, one thread each: many small tests gain nothing from torch's threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SPEC := pyproject.toml constraints.txt
 
@@ -29,10 +31,10 @@ test: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: .venv/installed-dev
-	$(BIN)/pytest -q -m slow
+	$(PYTEST) -m slow
 
 lowest: .venv-lowest/installed
 	.venv-lowest/bin/pytest -q -m "not slow"

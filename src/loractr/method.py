@@ -132,6 +132,19 @@ class OneDivision(Method):
         return self
 
 
+class TrainedOnAllRows(OneDivision):
+    """Base of the methods that train one model, all of it, on all rows."""
+
+    recipe: Literal["paper", "tuned"] = "paper"
+    """paper: one stage. tuned: a second stage with a smaller step, dropout and weight average,
+    where `training` says nothing else about them."""
+
+    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
+        """train; with `tuned` also retrain, whose settings `training.stages` can change."""
+        train, retrain = train_and_retrain(base)
+        return (train,) if self.recipe == "paper" else (train, retrain)
+
+
 def regularised(base: Stage) -> dict[str, float]:
     """Dropout and a moving average for a stage that trains a part of a finished model, where `base`
     says nothing else about them: rows that the model has memorised teach nothing without."""

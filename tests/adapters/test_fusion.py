@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from loractr.adapters.fusion import FusedLinear, Fusion, Mean, Sum
+from loractr.adapters.fusion import FusedLinear, Fusion, Mean, Own, Sum
 from loractr.adapters.low_rank import EXPERT_PARAMETERS, Bank, LowRankLinear
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
@@ -151,7 +151,8 @@ def test_weights_are_shares_of_the_experts_that_a_row_has():
         torch.stack([b.down[max(e, 0)] @ row for e, row in zip(domains[:, v], x, strict=True)])
         for v, b in enumerate(layer.banks)
     ]
-    weights = layer.mixer(layer.base(x), inner, list(layer.banks), groups)
+    own = [Own(*one) for one in zip(inner, layer.banks, groups, strict=True)]
+    weights = layer.mixer(layer.base(x), own)
     present = domains >= 0
     assert (weights[~present] == 0).all()
     assert (weights[present] > 0).all()

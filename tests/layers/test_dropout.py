@@ -73,3 +73,13 @@ def test_the_state_of_torchs_generator_decides_the_mask():
     torch.set_rng_state(state)
     assert torch.equal(layer(x), one)
     assert not torch.equal(one, other)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    """With the generator set anew before every call: the same mask each time."""
+
+    def dropped(x):
+        torch.manual_seed(5)
+        return Dropout(0.4)(x)
+
+    assert torch.autograd.gradcheck(dropped, torch.ones(4, 3, dtype=torch.double).requires_grad_())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loractr.batch import Groups
-from loractr.layers.grouped import grouped_linear, look_up, one_hot
+from loractr.layers.grouped import grouped_linear, grouped_sum, look_up, one_hot
 
 WIDE, TALL, EXPERTS = 5, 4, 3
 ROWS = {
@@ -115,3 +115,46 @@ def test_repeated_groups_are_the_groups_of_repeated_rows(ids, times, grouped):
     assert (found.order is None) == grouped
     if found.order is not None:
         assert torch.equal(found.order, expected.order)
+
+
+def sum_of(*domains):
+    """A base and, for each list of domains, an input, matrices and groups."""
+    random = torch.Generator().manual_seed(4)
+
+    def numbers(*shape):
+        return torch.randn(shape, generator=random, dtype=torch.double).requires_grad_()
+
+    terms = [
+        (numbers(len(ids), 2 + place), numbers(3, 4, 2 + place), Groups.of(torch.tensor(ids), 3))
+        for place, ids in enumerate(domains)
+    ]
+    return numbers(len(domains[0]), 4), terms
+
+
+SUMS = [([0, 2, -1, 2, 0],), ([0, 2, -1, 2, 0], [1, -1, -1, 0, 1]), ([-1, -1], [-1, 2])]
+
+
+@pytest.mark.parametrize("domains", SUMS)
+def test_a_sum_adds_every_term_where_it_belongs(domains):
+    base, terms = sum_of(*domains)
+    before = base.detach().clone()
+    expected = [row.clone() for row in base]
+    for (x, weight, _), ids in zip(terms, domains, strict=True):
+        for n, expert in enumerate(ids):
+            if expert >= 0:
+                expected[n] = expected[n] + weight[expert] @ x[n]
+    found = grouped_sum(base, terms)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-12, rtol=0)
+    assert torch.equal(base, before)
+
+
+@pytest.mark.parametrize("domains", SUMS)
+def test_gradients_of_a_sum_are_those_of_finite_differences(domains):
+    base, terms = sum_of(*domains)
+    groups = [own for _, _, own in terms]
+
+    def of(base, *tensors):
+        return grouped_sum(base, list(zip(tensors[::2], tensors[1::2], groups, strict=True)))
+
+    tensors = [tensor for x, weight, _ in terms for tensor in (x, weight)]
+    assert torch.autograd.gradcheck(of, (base, *tensors))

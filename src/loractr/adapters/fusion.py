@@ -6,6 +6,7 @@ expert's own output is ever formed.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,51 +14,40 @@ from torch import Tensor, nn
 from loractr.adapters.low_rank import Bank
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
-from loractr.layers.grouped import grouped_linear, look_up
+from loractr.layers.grouped import grouped_linear, grouped_sum
 from loractr.layers.linear import Linear
+
+
+class Own(NamedTuple):
+    """The rows' own experts of one division, as far as a mixer needs them."""
+
+    inner: Tensor  # (N, r), down[e] @ x
+    bank: Bank
+    groups: Groups
 
 
 class Mixer(nn.Module, ABC):
     """Weights of a row's own experts, one per division; 0 where it has none."""
 
     @abstractmethod
-    def forward(
-        self,
-        shared: Tensor,
-        inner: Sequence[Tensor],
-        banks: Sequence[Bank],
-        groups: Sequence[Groups],
-    ) -> Tensor:
-        """Weights (N, V) from h0 = `shared` (N, out) and, for each of V divisions, `inner` =
-        down[e] @ x (N, r), the bank, and the rows' groups."""
+    def forward(self, shared: Tensor, own: Sequence[Own]) -> Tensor:
+        """Weights (N, V) from h0 = `shared` (N, out) and the rows' experts of V divisions."""
 
 
 class Sum(Mixer):
     """h0 + Σ_v h_v: MultiLoRA-add (Song et al., CIKM 2024, section 4.4)."""
 
-    def forward(
-        self,
-        shared: Tensor,
-        inner: Sequence[Tensor],
-        banks: Sequence[Bank],
-        groups: Sequence[Groups],
-    ) -> Tensor:
+    def forward(self, shared: Tensor, own: Sequence[Own]) -> Tensor:
         """One for each expert that there is."""
-        return _present(groups).to(shared.dtype)
+        return _present(own).to(shared.dtype)
 
 
 class Mean(Mixer):
     """h0 + mean_v h_v over the divisions in which the row has a domain: MultiLoRA-avg."""
 
-    def forward(
-        self,
-        shared: Tensor,
-        inner: Sequence[Tensor],
-        banks: Sequence[Bank],
-        groups: Sequence[Groups],
-    ) -> Tensor:
+    def forward(self, shared: Tensor, own: Sequence[Own]) -> Tensor:
         """Equal shares."""
-        present = _present(groups).to(shared.dtype)
+        present = _present(own).to(shared.dtype)
         return present / present.sum(1, keepdim=True).clamp(min=1)
 
 
@@ -86,27 +76,20 @@ class Fusion(Mixer):
         self.query = Linear(features, rank, bias=False, generator=generator)
         self.key = Linear(features, rank, bias=False, generator=generator)
 
-    def forward(
-        self,
-        shared: Tensor,
-        inner: Sequence[Tensor],
-        banks: Sequence[Bank],
-        groups: Sequence[Groups],
-    ) -> Tensor:
+    def forward(self, shared: Tensor, own: Sequence[Own]) -> Tensor:
         """Softmax over the experts that there are."""
         query = self.query(shared)
-        keys = [self._keys(z, bank, own) for z, bank, own in zip(inner, banks, groups, strict=True)]
+        keys = [self._keys(one) for one in own]
         scores = torch.stack([(query * key).sum(1) for key in keys], 1) / query.shape[1] ** 0.5
-        present = _present(groups)
+        present = _present(own)
         some = present.any(1, keepdim=True)
         scores = scores.masked_fill(some & ~present, float("-inf"))
         return torch.softmax(scores, 1) * some
 
-    def _keys(self, inner: Tensor, bank: Bank, groups: Groups) -> Tensor:
+    def _keys(self, own: Own) -> Tensor:
         """W_K h of each row's own expert, (N, r)."""
         weight = self.key.weight
-        keys = grouped_linear(inner, weight @ bank.scaled_up(), groups)
-        return keys if bank.offset is None else keys + look_up(bank.offset @ weight.T, groups)
+        return grouped_linear(*_with_offset(own, weight), own.groups)
 
 
 class FusedLinear(nn.Module):
@@ -170,19 +153,29 @@ class FusedLinear(nn.Module):
         return self._mixed(shared, x, groups_of)
 
     def _mixed(self, shared: Tensor, x: Tensor, groups: Sequence[Groups]) -> Tensor:
-        banks = [self.bank(place) for place in range(len(groups))]
-        for bank, own in zip(banks, groups, strict=True):
-            bank.check(own.offsets.shape[0] - 2, "rows of {} experts")
-        inner = [grouped_linear(x, b.down, own) for b, own in zip(banks, groups, strict=True)]
-        weights = self.mixer(shared, inner, banks, groups)
-        for place, (bank, own) in enumerate(zip(banks, groups, strict=True)):
-            weight = weights[:, place, None]
-            shared = shared + grouped_linear(weight * inner[place], bank.scaled_up(), own)
-            if bank.offset is not None:
-                shared = torch.addcmul(shared, weight, look_up(bank.offset, own))
-        return shared
+        own = []
+        for place, rows in enumerate(groups):
+            bank = self.bank(place)
+            bank.check(rows.offsets.shape[0] - 2, "rows of {} experts")
+            own.append(Own(grouped_linear(x, bank.down, rows), bank, rows))
+        weights = self.mixer(shared, own).unbind(1)
+        terms = []
+        for one, weight in zip(own, weights, strict=True):
+            inner, up = _with_offset(one)
+            terms.append((weight[:, None] * inner, up, one.groups))
+        return grouped_sum(shared, terms)
 
 
-def _present(groups: Sequence[Groups]) -> Tensor:
+def _with_offset(own: Own, map_by: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """An update as one product, U z + b = [U b] [z 1]: (N, r + 1) and (E, out, r + 1); or, with
+    `map_by` M (k, out), M U z + M b, (E, k, r + 1). Without an offset r stays r."""
+    inner, up = own.inner, own.bank.scaled_up()
+    if own.bank.offset is not None:
+        inner = torch.cat([inner, inner.new_ones(inner.shape[0], 1)], 1)
+        up = torch.cat([up, own.bank.offset.unsqueeze(2)], 2)
+    return inner, up if map_by is None else map_by @ up
+
+
+def _present(own: Sequence[Own]) -> Tensor:
     """Whether a row has an expert of each division, (N, V)."""
-    return torch.stack([own.expert >= 0 for own in groups], 1)
+    return torch.stack([one.groups.expert >= 0 for one in own], 1)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
+from loractr.layers.custom import custom
 from loractr.layers.grouped import as_they_came, in_groups, one_hot, spans
 from loractr.layers.linear import Linear
 
@@ -105,10 +106,7 @@ class Bank(nn.Module):
         if torch.compiler.is_compiling():
             hot = one_hot(groups, self.experts, x.dtype)
             return shared + _stacked(x, hot, self.down, up, self.offset)
-        updated: Tensor = _Segments.apply(  # type: ignore[no-untyped-call]
-            shared, x, self.down, up, self.offset, groups
-        )
-        return updated
+        return custom(_Segments, shared, x, self.down, up, self.offset, groups)
 
     def weighted(self, shared: Tensor, x: Tensor, weights: Tensor) -> Tensor:
         """shared plus the updates of all experts, weighted by `weights` (N, E)."""

@@ -3,7 +3,7 @@
 import torch
 
 from loractr.backbones.config import ModelConfig
-from loractr.backbones.features import Backbone, Hidden, Pairwise, deep_tower
+from loractr.backbones.features import Backbone, Hidden, deep_tower, field_vectors
 from loractr.batch import Route
 from loractr.errors import ConfigError
 from loractr.layers.attention import Attention
@@ -25,12 +25,7 @@ class AutoInt(Backbone):
     ) -> None:
         super().__init__(config, widths, generator)
         self.tower = deep_tower(config, widths.flat, generator)
-        self.pairwise = Pairwise(
-            widths,
-            numbers=config.numbers_in_interactions,
-            std=config.embedding_std,
-            generator=generator,
-        )
+        self.pairwise = field_vectors(config, widths, generator)
         if not self.pairwise.fields:
             raise ConfigError(
                 ["backbone 'autoint' lets field vectors attend to each other, but has none"],

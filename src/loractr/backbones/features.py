@@ -106,3 +106,15 @@ def deep_tower(config: ModelConfig, in_features: int, generator: torch.Generator
         dropout_position=config.dropout_position,
         generator=generator,
     )
+
+
+def field_vectors(
+    config: ModelConfig, widths: Widths, generator: torch.Generator | None
+) -> Pairwise:
+    """The field vectors that the configuration lets interact."""
+    return Pairwise(
+        widths,
+        numbers=config.numbers_in_interactions,
+        std=config.embedding_std,
+        generator=generator,
+    )

@@ -3,7 +3,7 @@
 import torch
 
 from loractr.backbones.config import ModelConfig
-from loractr.backbones.features import Backbone, Hidden, Pairwise, deep_tower
+from loractr.backbones.features import Backbone, Hidden, deep_tower, field_vectors
 from loractr.batch import Route
 from loractr.layers.embedding import Embedded, Widths
 from loractr.layers.product import Bilinear, pair_count
@@ -27,12 +27,7 @@ class FiBiNET(Backbone):
         self, config: ModelConfig, widths: Widths, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, widths, generator)
-        self.pairwise = Pairwise(
-            widths,
-            numbers=config.numbers_in_interactions,
-            std=config.embedding_std,
-            generator=generator,
-        )
+        self.pairwise = field_vectors(config, widths, generator)
         fields, size, kind = self.pairwise.fields, widths.size, config.bilinear
         pairs = pair_count(fields, wanted_by=config.backbone)
         self.tower = deep_tower(config, 2 * pairs * size, generator)

@@ -3,7 +3,7 @@
 import torch
 
 from loractr.backbones.config import ModelConfig
-from loractr.backbones.features import Backbone, Hidden, Pairwise, deep_tower
+from loractr.backbones.features import Backbone, Hidden, deep_tower, field_vectors
 from loractr.batch import Route
 from loractr.layers.embedding import Embedded, Widths
 from loractr.layers.product import bi_interaction, pair_count
@@ -27,12 +27,7 @@ class NFM(Backbone):
     ) -> None:
         super().__init__(config, widths, generator)
         self.tower = deep_tower(config, widths.size, generator)
-        self.pairwise = Pairwise(
-            widths,
-            numbers=config.numbers_in_interactions,
-            std=config.embedding_std,
-            generator=generator,
-        )
+        self.pairwise = field_vectors(config, widths, generator)
         pair_count(self.pairwise.fields, wanted_by=config.backbone)
         self.out_features = self.tower.out_features
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from loractr.backbones.config import ModelConfig
-from loractr.backbones.features import Backbone, Hidden, Pairwise, deep_tower
+from loractr.backbones.features import Backbone, Hidden, deep_tower, field_vectors
 from loractr.batch import Route
 from loractr.layers.embedding import Embedded, Widths
 from loractr.layers.product import Bilinear, inner_products, pair_count
@@ -28,12 +28,7 @@ class PNN(Backbone):
         self, config: ModelConfig, widths: Widths, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, widths, generator)
-        self.pairwise = Pairwise(
-            widths,
-            numbers=config.numbers_in_interactions,
-            std=config.embedding_std,
-            generator=generator,
-        )
+        self.pairwise = field_vectors(config, widths, generator)
         fields = self.pairwise.fields
         pairs = pair_count(fields, wanted_by=config.backbone)
         self.inner = config.products != "outer"

@@ -18,12 +18,11 @@ from loractr.layers.domain import DomainBlock, DomainLinear, groups_of
 from loractr.layers.linear import Linear
 from loractr.layers.mlp import MLP, Block
 from loractr.layers.norm import NormBank
-from loractr.method import Attached, Network, OneDivision, train_and_retrain
+from loractr.method import Attached, Network, TrainedOnAllRows
 from loractr.schema import Schema
-from loractr.stage import Stage
 
 
-class HAMUR(OneDivision):
+class HAMUR(TrainedOnAllRows):
     """Adapters in the deep tower: their core I(x), k x k, comes from a network all domains share.
 
         A(h) = DN(sigmoid(h W_down + b_1) W_up + b_2) + h
@@ -46,9 +45,6 @@ class HAMUR(OneDivision):
     towers: Literal["domain", "shared"] = "domain"
     """domain: a tower and an output layer for each domain, as in the paper's MLP. shared: one of
     each for all, as beside its wide and cross networks."""
-    recipe: Literal["paper", "tuned"] = "paper"
-    """paper: one stage. tuned: a second stage with a smaller step, dropout and weight average,
-    where `training` says nothing else about them."""
 
     def attach(self, network: Network, schema: Schema, generator: torch.Generator) -> Attached:
         """Replace the tower; with `towers: domain` the head too.
@@ -73,11 +69,6 @@ class HAMUR(OneDivision):
         if self.towers == "domain":
             network.head = DomainLinear(backbone.out_features, 1, domains, generator=generator)
         return Attached((division,))
-
-    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
-        """train; with `tuned` also retrain, whose settings `training.stages` can change."""
-        train, retrain = train_and_retrain(base)
-        return (train,) if self.recipe == "paper" else (train, retrain)
 
 
 class HyperNetwork(nn.Module):

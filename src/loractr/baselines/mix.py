@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-from loractr.method import OneDivision, train_and_retrain
-from loractr.stage import Stage
+from loractr.method import TrainedOnAllRows
 
 
-class Mix(OneDivision):
+class Mix(TrainedOnAllRows):
     """One shared model on the rows of all domains.
 
     `recipe: tuned` memorises first, then trains all weights again from there with dropout on the
@@ -14,11 +13,3 @@ class Mix(OneDivision):
     """
 
     name: Literal["mix"]
-    recipe: Literal["paper", "tuned"] = "paper"
-    """paper: one stage. tuned: a second stage with a smaller step, dropout and weight average,
-    where `training` says nothing else about them."""
-
-    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
-        """train; with `tuned` also retrain, whose settings `training.stages` can change."""
-        train, retrain = train_and_retrain(base)
-        return (train,) if self.recipe == "paper" else (train, retrain)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field as Bound
@@ -14,9 +14,8 @@ from loractr.batch import Route
 from loractr.layers.domain import DomainLinear, DomainMLP
 from loractr.layers.linear import Linear
 from loractr.layers.mlp import MLP
-from loractr.method import Attached, Network, OneDivision, train_and_retrain
+from loractr.method import Attached, Network, TrainedOnAllRows
 from loractr.schema import Schema
-from loractr.stage import Stage
 
 Sizes = Annotated[tuple[PositiveInt, ...], Bound(min_length=1)]
 
@@ -68,15 +67,11 @@ class DomainTower(nn.Module):
         """Each row as one of its own domain."""
 
 
-class MultiTask(OneDivision):
+class MultiTask(TrainedOnAllRows):
     """Base of the methods that replace the backbone's tower, and give each domain an output layer.
 
     Linear and interaction terms of the backbone stay shared.
     """
-
-    recipe: Literal["paper", "tuned"] = "paper"
-    """paper: one stage. tuned: a second stage with a smaller step, dropout and weight average,
-    where `training` says nothing else about them."""
 
     @abstractmethod
     def tower(self, plan: Plan) -> DomainTower:
@@ -93,11 +88,6 @@ class MultiTask(OneDivision):
         backbone.out_features += tower.out_features - plain.out_features
         network.head = DomainLinear(backbone.out_features, 1, domains, generator=generator)
         return Attached((division,))
-
-    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
-        """train; with `tuned` also retrain, whose settings `training.stages` can change."""
-        train, retrain = train_and_retrain(base)
-        return (train,) if self.recipe == "paper" else (train, retrain)
 
 
 class Gated(MultiTask):

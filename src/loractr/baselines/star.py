@@ -14,16 +14,16 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from loractr.batch import Groups, Route
-from loractr.layers.domain import groups_of
-from loractr.layers.grouped import grouped_linear, look_up, one_hot
+from loractr.layers.domain import groups_of, own_or_rest
+from loractr.layers.grouped import look_up
 from loractr.layers.linear import Linear
 from loractr.layers.mlp import MLP, Block
-from loractr.method import Attached, Network, OneDivision, train_and_retrain
+from loractr.layers.norm import group_moments
+from loractr.method import Attached, Network, TrainedOnAllRows
 from loractr.schema import Schema
-from loractr.stage import Stage
 
 
-class STAR(OneDivision):
+class STAR(TrainedOnAllRows):
     """Partitioned norm, star layers and an auxiliary network in the place of the deep tower.
 
     logit = star head([…, star layers(partitioned norm(x))]) + auxiliary head(MLP([x ; domain]))
@@ -40,9 +40,6 @@ class STAR(OneDivision):
     """Widths of the auxiliary network's layers; it sees the tower's input and the domain."""
     domain_embedding_size: PositiveInt = 16
     """Width of the auxiliary network's embedding of the domain."""
-    recipe: Literal["paper", "tuned"] = "paper"
-    """paper: one stage. tuned: a second stage with a smaller step, dropout and weight average,
-    where `training` says nothing else about them."""
 
     def attach(self, network: Network, schema: Schema, generator: torch.Generator) -> Attached:
         """Replace the tower and the head."""
@@ -61,11 +58,6 @@ class STAR(OneDivision):
         network.head = StarHead(main, auxiliary, domains, generator=generator)
         backbone.out_features = main + auxiliary
         return Attached((division,))
-
-    def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
-        """train; with `tuned` also retrain, whose settings `training.stages` can change."""
-        train, retrain = train_and_retrain(base)
-        return (train,) if self.recipe == "paper" else (train, retrain)
 
 
 class StarLinear(nn.Module):
@@ -105,16 +97,8 @@ class StarLinear(nn.Module):
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """Each row by its domain's layer."""
         bias = torch.cat([self.bias[None], self.bias + self.own_bias])
-        return self._product(x, groups) + bias.index_select(0, groups.expert + 1)
-
-    def _product(self, x: Tensor, groups: Groups) -> Tensor:
-        weight = self.weight * self.own_weight
-        # one more copy of all weights: only where a row asks for the shared ones alone
-        if not torch.compiler.is_compiling() and not groups.offsets[1]:
-            return grouped_linear(x, weight, groups)
-        offsets = torch.cat([groups.offsets.new_zeros(1), groups.offsets])
-        shifted = Groups(expert=groups.expert + 1, offsets=offsets, order=groups.order)
-        return grouped_linear(x, torch.cat([self.weight[None], weight]), shifted)
+        y = own_or_rest(x, self.weight * self.own_weight, groups, lambda: self.weight)
+        return y + bias.index_select(0, groups.expert + 1)
 
 
 class PartitionedNorm(nn.Module):
@@ -167,23 +151,7 @@ class PartitionedNorm(nn.Module):
 
     def _of_batch(self, x: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
         """Means and variances of the domains' rows; the running ones where there are too few."""
-        hot = one_hot(groups, len(self.own_weight), x.dtype)  # (N, D)
-        count = hot.sum(0)[:, None]
-        enough = count > 1
-        mean = hot.T @ x / count.clamp(min=1)
-        spread = hot.T @ (x - hot @ mean).square()
-        self._move(mean.detach(), (spread / (count - 1).clamp(min=1)).detach(), enough)
-        variance = spread / count.clamp(min=1)
-        return (
-            torch.where(enough, mean, self.running_mean),
-            torch.where(enough, variance, self.running_var),
-        )
-
-    def _move(self, mean: Tensor, variance: Tensor, enough: Tensor) -> None:
-        """running += momentum · (batch - running), where a domain has rows enough."""
-        share = self.momentum * enough.to(mean.dtype)
-        self.running_mean += share * (mean - self.running_mean)
-        self.running_var += share * (variance - self.running_var)
+        return group_moments(x, groups, self.running_mean, self.running_var, self.momentum)
 
 
 class StarBlock(nn.Module):

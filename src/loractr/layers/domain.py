@@ -1,6 +1,6 @@
 """Layers of which every domain has its own: products and towers, stacked in one tensor each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -29,6 +29,18 @@ def with_average(stack: Tensor) -> Tensor:
     """(D, …) → (D + 1, …): the mean of all domains stands first, so that domain d is at d + 1 and
     rows of no domain, -1, find it at 0."""
     return torch.cat([stack.mean(0, keepdim=True), stack])
+
+
+def own_or_rest(x: Tensor, weight: Tensor, groups: Groups, rest: Callable[[], Tensor]) -> Tensor:
+    """`grouped_linear` where rows of no domain have a matrix too: `rest()` (out, in).
+
+    It costs a copy of all weights, so it is asked for only where there are such rows.
+    """
+    if not torch.compiler.is_compiling() and not groups.offsets[1]:
+        return grouped_linear(x, weight, groups)
+    offsets = torch.cat([groups.offsets.new_zeros(1), groups.offsets])
+    shifted = Groups(expert=groups.expert + 1, offsets=offsets, order=groups.order)
+    return grouped_linear(x, torch.cat([rest()[None], weight]), shifted)
 
 
 class DomainLinear(nn.Module):
@@ -78,7 +90,7 @@ class DomainLinear(nn.Module):
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """Each row by its own domain's map."""
         groups = groups_of(route, x, self.domains)
-        y = self._product(x, groups)
+        y = own_or_rest(x, self.weight, groups, lambda: self.weight.mean(0))
         if self.bias is None:
             return y
         return y + with_average(self.bias).index_select(0, groups.expert + 1)
@@ -94,14 +106,6 @@ class DomainLinear(nn.Module):
         else:
             y = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
         return y if self.bias is None else y + with_average(self.bias)
-
-    def _product(self, x: Tensor, groups: Groups) -> Tensor:
-        # the average costs a copy of all weights: only where a row asks for it
-        if not torch.compiler.is_compiling() and not groups.offsets[1]:
-            return grouped_linear(x, self.weight, groups)
-        offsets = torch.cat([groups.offsets.new_zeros(1), groups.offsets])
-        shifted = Groups(expert=groups.expert + 1, offsets=offsets, order=groups.order)
-        return grouped_linear(x, with_average(self.weight), shifted)
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from loractr.layers.custom import custom
+
 LEVELS = 1 << 16
 """A mask is drawn in steps of 1 / 65,536."""
 
@@ -37,8 +39,7 @@ class Dropout(nn.Module):
             return x
         if torch.compiler.is_compiling() or x.device.type != "cpu":
             return F.dropout(x, self.p)
-        dropped: Tensor = _Masked.apply(x, self.p)  # type: ignore[no-untyped-call]
-        return dropped
+        return custom(_Masked, x, self.p)
 
     def extra_repr(self) -> str:
         """The rate, for `print(model)`."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from loractr.layers.custom import custom
+
 
 def fm(vectors: Tensor) -> Tensor:
     """Sum of the inner products of all pairs of field vectors.
@@ -18,8 +20,7 @@ def fm(vectors: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _halves(vectors, vectors.sum(1))
-    result: Tensor = _PairwiseSum.apply(vectors)  # type: ignore[no-untyped-call]
-    return result
+    return custom(_PairwiseSum, vectors)
 
 
 def _halves(vectors: Tensor, total: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A product whose matrix depends on the row's group: what experts and domain towers are made of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from loractr.batch import Groups
+from loractr.layers.custom import custom
 
 
 def grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
@@ -25,11 +27,26 @@ def grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     Returns: (N, out).
     """
     if torch.compiler.is_compiling():
-        experts, tall, _ = weight.shape
-        every = F.linear(x, weight.flatten(0, 1)).view(-1, experts, tall)
-        return (every * one_hot(groups, experts, x.dtype).unsqueeze(2)).sum(1)
-    product: Tensor = _Grouped.apply(x, weight, groups)  # type: ignore[no-untyped-call]
-    return product
+        return _masked(x, weight, groups)
+    return custom(_GroupedSum, [groups], None, x, weight)
+
+
+def grouped_sum(base: Tensor, terms: Sequence[tuple[Tensor, Tensor, Groups]]) -> Tensor:
+    """base + Σ grouped_linear(x, weight, groups) over several (x, weight, groups).
+
+    Each small product is added where it belongs: no term is ever there as a whole. `base` (N, out)
+    stays as it is.
+    """
+    if torch.compiler.is_compiling():
+        return sum((_masked(*term) for term in terms), base)
+    tensors = [tensor for x, weight, _ in terms for tensor in (x, weight)]
+    return custom(_GroupedSum, [groups for _, _, groups in terms], base, *tensors)
+
+
+def _masked(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+    experts, tall, _ = weight.shape
+    every = F.linear(x, weight.flatten(0, 1)).view(-1, experts, tall)
+    return (every * one_hot(groups, experts, x.dtype).unsqueeze(2)).sum(1)
 
 
 def one_hot(groups: Groups, experts: int, dtype: torch.dtype) -> Tensor:
@@ -65,30 +82,38 @@ def as_they_came(x: Tensor, groups: Groups) -> Tensor:
     return torch.empty_like(x).index_copy_(0, groups.order, x)
 
 
-class _Grouped(torch.autograd.Function):
-    """The eager form of `grouped_linear`."""
+class _GroupedSum(torch.autograd.Function):
+    """The eager form of `grouped_sum`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
-        rows = in_groups(x, groups)
-        out = x.new_zeros(x.shape[0], weight.shape[1])
-        places = spans(groups)
-        for expert, start, stop in places:
-            torch.mm(rows[start:stop], weight[expert].T, out=out[start:stop])
-        ctx.save_for_backward(rows, weight)
-        ctx.groups, ctx.places = groups, places
-        return as_they_came(out, groups)
+    def forward(ctx: Any, groups: list[Groups], base: Tensor | None, *tensors: Tensor) -> Tensor:
+        x, weight = tensors[:2]
+        out = x.new_zeros(x.shape[0], weight.shape[1]) if base is None else base.clone()
+        for own, x, weight in zip(groups, tensors[::2], tensors[1::2], strict=True):
+            rows = in_groups(x, own)
+            for expert, start, stop in spans(own):
+                if own.order is None:
+                    out[start:stop].addmm_(rows[start:stop], weight[expert].T)
+                else:
+                    out.index_add_(0, own.order[start:stop], rows[start:stop] @ weight[expert].T)
+        ctx.save_for_backward(*tensors)
+        ctx.groups = groups
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        g = in_groups(grad, ctx.groups)
-        dx = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
-        dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for expert, start, stop in ctx.places:
-            if dx is not None:
-                torch.mm(g[start:stop], weight[expert], out=dx[start:stop])
-            if dweight is not None:
-                torch.mm(g[start:stop].T, rows[start:stop], out=dweight[expert])
-        return None if dx is None else as_they_came(dx, ctx.groups), dweight, None
+        gradients: list[Tensor | None] = []
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        for place, own in enumerate(ctx.groups):
+            x, weight = tensors[2 * place : 2 * place + 2]
+            g, rows = in_groups(grad, own), in_groups(x, own)
+            dx = torch.zeros_like(rows) if wanted[2 * place] else None
+            dweight = torch.zeros_like(weight) if wanted[2 * place + 1] else None
+            for expert, start, stop in spans(own):
+                if dx is not None:
+                    torch.mm(g[start:stop], weight[expert], out=dx[start:stop])
+                if dweight is not None:
+                    torch.mm(g[start:stop].T, rows[start:stop], out=dweight[expert])
+            gradients += [None if dx is None else as_they_came(dx, own), dweight]
+        return None, grad if ctx.needs_input_grad[1] else None, *gradients

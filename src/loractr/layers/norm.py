@@ -80,6 +80,25 @@ class Average(NamedTuple):
     eps: float
 
 
+def group_moments(
+    x: Tensor, groups: Groups, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each group's rows (E, H), all groups at once; those of fewer than
+    two rows have their running ones. The others' running ones are moved, in place, as `BatchNorm`
+    moves its own."""
+    hot = one_hot(groups, running_mean.shape[0], x.dtype)  # (N, E)
+    count = hot.sum(0)[:, None]
+    mean = hot.T @ x / count.clamp(min=1)
+    spread = hot.T @ (x - hot @ mean).square()
+    enough = count > 1
+    with torch.no_grad():
+        share = momentum * enough.to(x.dtype)
+        running_mean += share * (mean - running_mean)
+        running_var += share * (spread / (count - 1).clamp(min=1) - running_var)
+    variance = spread / count.clamp(min=1)
+    return torch.where(enough, mean, running_mean), torch.where(enough, variance, running_var)
+
+
 class NormBank(nn.Module):
     """One batch norm per group of rows, each with its own weight, bias and running statistics.
 
@@ -169,18 +188,8 @@ class NormBank(nn.Module):
         """The same for a compiled graph, all groups at once."""
         if not trains:
             return self._running(x, groups, base)
-        hot = one_hot(groups, self.weight.shape[0], x.dtype)  # (N, E)
-        count = hot.sum(0)[:, None]
-        mean = hot.T @ x / count.clamp(min=1)
-        spread = hot.T @ (x - hot @ mean).square()
-        enough = count > 1
-        with torch.no_grad():
-            share = self.momentum * enough.to(x.dtype)
-            self.running_mean += share * (mean - self.running_mean)
-            self.running_var += share * (spread / (count - 1).clamp(min=1) - self.running_var)
-        mean = torch.where(enough, mean, self.running_mean)
-        variance = torch.where(enough, spread / count.clamp(min=1), self.running_var)
-        return self._affine(x, groups, base, mean, variance)
+        moments = group_moments(x, groups, self.running_mean, self.running_var, self.momentum)
+        return self._affine(x, groups, base, *moments)
 
     def every(self, x: Tensor) -> Tensor:
         """Each row through all groups' norms, those of the average first: x (N, E + 1, H) of which

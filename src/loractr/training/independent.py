@@ -153,7 +153,7 @@ class IndependentLoop:
         assert batch.label is not None
         losses = row_losses(self.around.model(batch), batch.label)
         loss = (losses * share.to(losses.dtype)).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         epochs = torch.tensor([self._epoch(d) for d in turn], dtype=torch.float64)
         self.adam.step(torch.tensor(turn), epochs)
         for domain in turn:

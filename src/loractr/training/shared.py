@@ -100,7 +100,7 @@ class SharedLoop:
         batch = self._batch(index)
         self.adam.zero_grad()
         loss = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         self.adam.step(epoch)
         self.step += 1
         self.meter.saw(len(index), float(loss.detach()), epoch)

@@ -189,7 +189,7 @@ def test_numbers_stay_out_of_the_interactions_where_told(name, interactions):
 
 @pytest.mark.parametrize("kind", ["vector", "matrix"])
 def test_crosses_are_polynomials_one_degree_above_their_number(kind):
-    """Theorem 3.1 of Wang et al., 2017: along any line, differences of higher order vanish."""
+    """As Wang et al., 2017, prove: along any line, differences of higher order vanish."""
     backbone, _ = made("dcn", cross=kind)
     start, step = torch.randn(2, 21, generator=torch.Generator().manual_seed(2)).double()
     line = torch.stack([start + t * step / 4 for t in range(6)])

@@ -165,7 +165,7 @@ def _largest(logits: Tensor, k: int) -> Tensor:
 class GatedLinear(LowRankLinear):
     """A `LowRankLinear` with a gate of its own, which acts where the route says that mixers do.
 
-        y[n] = base(x[n]) + sum_e g[n, e] * (row_scale[e] * (up[e] @ down[e] @ x[n]) + offset[e])
+        y[n] = base(x[n]) + sum_e g[n, e] * (up[e] @ down[e] @ x[n] + offset[e])
 
     with g the gate's weights, from the first division's domains. Elsewhere it is as any other.
 
@@ -174,7 +174,7 @@ class GatedLinear(LowRankLinear):
         gate: Gives the weights of as many experts.
         reads: What the gate is shown besides the domain: nothing, the route's context, or x (of
             x (N, M, in) the mean over M).
-        experts, rank, row_scale, offset, generator: As `Bank`.
+        experts, rank, generator: As `Bank`.
 
     Shapes: x (N, in) -> (N, out), or (N, M, in) -> (N, M, out).
     Raises: AdapterError: as `LowRankLinear`; the gate is for another number of experts; at call,
@@ -189,18 +189,9 @@ class GatedLinear(LowRankLinear):
         experts: int,
         rank: int,
         reads: GateInput = "domain",
-        row_scale: bool = False,
-        offset: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            base,
-            experts=experts,
-            rank=rank,
-            row_scale=row_scale,
-            offset=offset,
-            generator=generator,
-        )
+        super().__init__(base, experts=experts, rank=rank, generator=generator)
         self.check(gate.experts, "a gate over {} experts", exact=True)
         self.gate = gate.to(base.weight)
         self.reads = reads

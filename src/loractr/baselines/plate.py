@@ -143,7 +143,7 @@ class Prompts(Front):
             own = look_up(self.domains, route.acting()[1])
         else:
             own = torch.zeros_like(user)
-        scores = self.scores(self.hidden(user)) / self.temperature
+        scores = self.scores(self.hidden(user, route), route) / self.temperature
         personal = scores.softmax(1) @ self.memory
         prompted = Embedded(
             vectors=torch.cat([features.vectors, own[:, None], personal[:, None]], 1),

@@ -26,7 +26,7 @@ class AttentionLayer(nn.Module):
 
     Shapes: e (N, M, K) → (N, M, heads · size).
     Raises: ValueError: a size below 1.
-    Source: Song et al., AutoInt, CIKM 2019, eq. 5-8.
+    Source: Song et al., AutoInt, CIKM 2019.
     Cost: O(N · M · heads · size · (K + M)); the weights a take N · heads · M² numbers.
     """
 

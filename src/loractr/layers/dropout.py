@@ -18,8 +18,9 @@ class Dropout(nn.Module):
     """Zeroes each element with probability `p` and divides the others by 1 - p, in training only.
 
     In evaluation, or with p = 0, the input itself is returned, at no cost. On the CPU the mask is
-    made of 16 random bits per element, many times as fast as torch's own: p is taken to the nearest
-    1 / 65,536, for the mask and for the scale alike, so that the mean is kept exactly. Every mask
+    made of 16 random bits per element, which takes less than half of the time of torch's own
+    (benchmarks/bench_dropout.py): p is taken to the nearest 1 / 65,536, for the mask and for the
+    scale alike, so that the expected value is kept exactly. Every mask
     is drawn from one number of torch's default generator, whose state the training loop owns and
     checkpoints. Elsewhere, and in compiled graphs, it is torch's dropout.
 

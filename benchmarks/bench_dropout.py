@@ -1,0 +1,76 @@
+"""How much faster than torch's is a dropout of ours, forward and backward, on the CPU?
+
+    python benchmarks/bench_dropout.py
+
+Both in turn within one process, one thread, on activations of three sizes; README.md says what each
+column of results/dropout.csv means.
+"""
+
+import csv
+import platform
+import statistics
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from loractr.environment import environment
+from loractr.layers.dropout import Dropout
+
+RESULTS = Path(__file__).parent / "results" / "dropout.csv"
+SHAPES = ((1024, 64), (2048, 256), (4096, 1024))
+RATE, ROUNDS = 0.2, 41
+
+
+def seconds(layer: torch.nn.Module, x: Tensor) -> float:
+    """One forward and backward pass."""
+    started = time.perf_counter()
+    layer(x).sum().backward()
+    return time.perf_counter() - started
+
+
+class Torchs(torch.nn.Module):
+    """torch.nn.functional.dropout, as torch.nn.Dropout calls it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, RATE)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    ours, theirs = Dropout(RATE), Torchs()
+    processor = environment().get("processor", platform.processor())
+    lines = []
+    for shape in SHAPES:
+        x = torch.randn(shape, requires_grad=True)
+        seconds(ours, x), seconds(theirs, x)  # warm
+        pairs = [(seconds(theirs, x), seconds(ours, x)) for _ in range(ROUNDS)]
+        ratios = sorted(slow / fast for slow, fast in pairs)
+        lines.append(
+            {
+                "rows": shape[0],
+                "width": shape[1],
+                "torch_ms": round(1e3 * statistics.median(slow for slow, _ in pairs), 3),
+                "loractr_ms": round(1e3 * statistics.median(fast for _, fast in pairs), 3),
+                "ratio": round(statistics.median(ratios), 2),
+                "ratio_q1": round(ratios[ROUNDS // 4], 2),
+                "ratio_q3": round(ratios[3 * ROUNDS // 4], 2),
+                "rounds": ROUNDS,
+                "threads": 1,
+                "torch": torch.__version__,
+                "processor": processor,
+                "date": datetime.now(UTC).date().isoformat(),
+            }
+        )
+        print(lines[-1])
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """What all tests share: one thread, a cache of their own, the folder of real data."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,42 @@ REAL_DATA = Path(
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data sets of the tests are kept apart from the user's."""
+    """Prepared data sets and kernels of the tests are kept apart from the user's: without
+    LORACTR_KERNELS=native there are no compiled ones but where `kernels` is asked for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORACTR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        if os.environ.get("LORACTR_KERNELS") == "native":
+            from loractr import native
+
+            native.build()
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with compiled kernels; the test is skipped where there is no compiler."""
+    from loractr import native
+    from loractr.errors import UsageError
+
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORACTR_CACHE", str(folder))
+        try:
+            native.build()
+        except UsageError as error:
+            if not any(map(shutil.which, native.COMPILERS)):
+                pytest.skip(f"kernels: {error}")
+            raise
+    return folder
+
+
+@pytest.fixture
+def kernels(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute with compiled kernels meanwhile."""
+    from loractr import native
+
+    monkeypatch.setenv("LORACTR_CACHE", str(compiled))
+    with native.use("native"):
         yield
 
 

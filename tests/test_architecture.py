@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "loractr"
 LEVELS = [
     {"errors"},
     {"schema", "batch", "environment"},
-    {"stage"},
+    {"stage", "native"},
     {"data", "layers", "evaluation"},
     {"backbones"},
     {"method"},

@@ -112,7 +112,10 @@ def test_the_smallest_configuration_is_complete():
             {"data__divisions": {"g": {"column": "x", "group": {}}}},
             "data.divisions.g.group: unknown key; did you mean 'groups'?",
         ),
-        ({"zzz": 1}, "zzz: unknown key; known keys: data, method, model, seed, start_from, train"),
+        (
+            {"zzz": 1},
+            "zzz: unknown key; known keys: data, kernels, method, model, seed, start_from, train",
+        ),
     ],
 )
 def test_a_misspelt_key_is_told_with_its_place_and_what_was_meant(values, expected):

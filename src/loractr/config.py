@@ -34,6 +34,7 @@ from loractr.baselines.star import STAR
 from loractr.data.config import DataConfig
 from loractr.errors import ConfigError, some
 from loractr.method import Method
+from loractr.native import Choice
 from loractr.schema import Record
 from loractr.stage import Settings, Stage
 
@@ -111,6 +112,9 @@ class RunConfig(Record):
     start_from: Path | None = None
     """A finished run or artifact, of the same fields and backbone, whose base model this run starts
     with: it takes the place of what the recipe's first stage would train."""
+    kernels: Choice = "auto"
+    """Compiled kernels (`loractr kernels build`) where they are built, `native` to insist on them,
+    `torch` to do without. They compute the same up to rounding."""
 
     @model_validator(mode="after")
     def _divisions_exist(self) -> Self:

@@ -16,8 +16,8 @@ from loractr.errors import DataError, UnknownDomainError
 from loractr.model import CTRModel
 from loractr.schema import Division, Schema
 
-BATCH_SIZE = 65_536
-"""Rows scored at once: large enough to keep the processor busy, small enough for any memory."""
+BATCH_SIZE = 8192
+"""Rows scored at once: what a layer makes of more does not stay in a processor's cache."""
 
 
 def logits(

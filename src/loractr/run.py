@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from loractr import native
 from loractr.artifact import save
 from loractr.artifact.base import Base, read_base
 from loractr.config import RunConfig, dump_config
@@ -67,7 +68,7 @@ def run(
     """
     if _begin(config, out, resume):
         return _finished(out)
-    with threads(thread_count), _nothing_left_of_a_false_start(out):
+    with threads(thread_count), native.use(config.kernels), _nothing_left_of_a_false_start(out):
         started = time.perf_counter()
         prepared = cached(config.data, cache_folder() / "prepared")
         seconds = {"prepare": time.perf_counter() - started}
@@ -143,7 +144,8 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
     batches = math.ceil(len(data.train) / config.training.batch_size)
     short = {"epochs": min(steps / batches, 1.0), "keep_start": False, "independent": False}
     probe = recipe[0].model_copy(update={**short, "rows": None, "trains": ("*",)})
-    speed = fit(model, data, (probe,), seed=config.seed).stages[0].rows_per_second
+    with native.use(config.kernels):
+        speed = fit(model, data, (probe,), seed=config.seed).stages[0].rows_per_second
     epoch = len(data.train) / speed
     return {
         "schema": data.schema.model_dump(mode="json"),
@@ -210,13 +212,17 @@ def _nothing_left_of_a_false_start(out: Path) -> Iterator[None]:
 
 def _check_environment(folder: Path, device: str) -> None:
     """Note the environment of the run; warn of every difference to the one it began in."""
-    path, now = folder / "environment.json", {**environment(), "device": device}
+    path, now = folder / "environment.json", {**_environment(), "device": device}
     if path.exists():
         for difference in differences(json.loads(path.read_text()), now):
             log.warning("%s since the run began: weights may differ in their last bits", difference)
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(now).encode())
+
+
+def _environment() -> dict[str, str | int]:
+    return environment() | {"compiled": "no" if native.library() is None else "yes"}
 
 
 def _sized(config: RunConfig, prepared: Prepared) -> RunConfig:
@@ -290,7 +296,7 @@ def _conclude(
         "optimizer": {stage.stage: stage.optimizer for stage in trained.results},
         "seed": config.seed,
         "start_from": _origin(config, base),
-        "versions": environment(),
+        "versions": _environment(),
     }
     write_file(out / "metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
     shutil.rmtree(out / "checkpoint", ignore_errors=True)

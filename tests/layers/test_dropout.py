@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from loractr.layers.dropout import Dropout, draw_mask
+from loractr.layers.dropout import Dropout, draw
 
 
 def test_in_training_elements_are_zero_or_scaled_so_that_the_mean_stays():
@@ -41,7 +41,7 @@ def test_a_rate_out_of_range_is_refused_with_its_value(p):
 def test_a_mask_keeps_the_mean_of_what_it_scales(p):
     """The rate is one of 65,536 levels, and the scale fits that level, not the rate asked for."""
     lost = min(round(p * 65_536), 65_535)
-    mask = draw_mask(torch.Size([100]), p, torch.float64)
+    mask = draw(p).mask(torch.empty(100, dtype=torch.float64))
     kept = mask[mask > 0]
     assert (kept * (65_536 - lost) / 65_536).tolist() == pytest.approx([1.0] * len(kept), abs=1e-15)
 

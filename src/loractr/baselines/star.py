@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field as Bound
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from loractr.batch import Groups, Route
 from loractr.layers.domain import groups_of, own_or_rest
+from loractr.layers.dropout import relu_dropout
 from loractr.layers.grouped import look_up
 from loractr.layers.linear import Linear
 from loractr.layers.mlp import MLP, Block
@@ -172,8 +172,7 @@ class StarBlock(nn.Module):
             h = self.dropout(h)
         if self.norm is not None:
             h = self.norm(h, groups)
-        h = F.relu(h)
-        return h if self.drops_first or self.dropout is None else self.dropout(h)
+        return relu_dropout(h, None if self.drops_first else self.dropout)
 
 
 class StarTower(nn.Module):

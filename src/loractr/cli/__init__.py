@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from loractr.cli import data
+from loractr.cli import data, kernels
 from loractr.cli.console import log_to_terminal, say
 from loractr.cli.demo import demo
 from loractr.cli.evaluate import evaluate
@@ -57,6 +57,7 @@ app = typer.Typer(
 for verb in (demo, init, prepare, train, evaluate, predict, inspect):
     app.command()(verb)
 app.add_typer(data.app, name="data")
+app.add_typer(kernels.app, name="kernels")
 
 
 def _version(asked: bool) -> None:

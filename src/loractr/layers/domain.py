@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loractr.batch import Groups, Route
-from loractr.layers.dropout import Dropout
+from loractr.layers.dropout import Dropout, relu_dropout
 from loractr.layers.grouped import grouped_linear
 from loractr.layers.mlp import DropoutPosition
 from loractr.layers.norm import NormBank
@@ -137,23 +137,21 @@ class DomainBlock(nn.Module):
         self.norm = NormBank(out_features, domains) if batch_norm else None
         first = dropout_position == "shared_path"
         self.before: nn.Module = Dropout(dropout) if first else nn.Identity()
-        self.after: nn.Module = nn.Identity() if first else Dropout(dropout)
+        self.after = None if first else Dropout(dropout)
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """(N, in) → (N, out)."""
         h = self.before(self.linear(x, route))
         if self.norm is not None:
             h = self.norm(h, groups_of(route, x, self.linear.domains), self.norm.average())
-        y: Tensor = self.after(F.relu(h))
-        return y
+        return relu_dropout(h, self.after)
 
     def every(self, x: Tensor) -> Tensor:
         """(N, in) or (N, D + 1, in) → (N, D + 1, out); see `DomainLinear.every`."""
         h = self.before(self.linear.every(x))
         if self.norm is not None:
             h = self.norm.every(h)
-        y: Tensor = self.after(F.relu(h))
-        return y
+        return relu_dropout(h, self.after)
 
 
 class DomainMLP(nn.Module):

@@ -5,11 +5,10 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loractr.batch import Route
-from loractr.layers.dropout import Dropout
+from loractr.layers.dropout import Dropout, relu_dropout
 from loractr.layers.linear import Linear
 from loractr.layers.norm import BatchNorm
 
@@ -47,8 +46,7 @@ class Block(nn.Module):
         h = self.linear(x, route)
         if self.norm is not None:
             h = self.norm(h, route)
-        h = F.relu(h, inplace=True)  # h is fresh, and no backward needs it
-        return h if self.dropout is None else self.dropout(h)
+        return relu_dropout(h, self.dropout)
 
 
 class MLP(nn.Module):

@@ -1,13 +1,16 @@
 """The compressed interaction network of xDeepFM."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from loractr.batch import Route
 from loractr.layers.linear import Linear
+from loractr.native import library_for
 
 
 class CIN(nn.Module):
@@ -64,19 +67,59 @@ class CIN(nn.Module):
 
     def forward(self, fields: Tensor, route: Route | None = None) -> Tensor:
         """Sum-pooled feature maps of all layers."""
-        first = maps = fields.transpose(1, 2).contiguous()  # (N, K, F): products read the last axis
+        first = fields.transpose(1, 2).contiguous()  # (N, K, F): products read the last axis
+        pairs = _pairs(first, first)
         *hidden, last = self.children()
         pooled: list[Tensor] = []
         for layer in hidden:
-            maps = kept = _layer(layer, first, maps, route)
-            if self._split_half:
-                maps, kept = maps.chunk(2, 2)
-            pooled.append(kept.sum(1))
-        pooled.append(_layer(last, first, maps, route).sum(1))
-        return torch.cat(pooled, 1)
+            h: Tensor = layer(pairs, route)
+            width = h.shape[2]
+            onward, kept = (width // 2, width // 2) if self._split_half else (width, 0)
+            pairs, sums = _between(h, first, onward, kept)
+            pooled.append(sums)
+        h = last(pairs, route)
+        return torch.cat([*pooled, _between(h, first, 0, 0)[1]], 1)
 
 
-def _layer(product: nn.Module, first: Tensor, maps: Tensor, route: Route | None) -> Tensor:
-    """(N, K, F) and (N, K, H_in) → (N, K, H_out)."""
-    pairs = (first[..., :, None] * maps[..., None, :]).flatten(2)  # H_in last: the longer axis
-    return F.relu(product(pairs, route), inplace=True)  # fresh, and no backward needs it
+def _pairs(first: Tensor, maps: Tensor) -> Tensor:
+    """(N, K, F) and (N, K, H) → (N, K, F · H), H last: it is the longer axis."""
+    return (first[..., :, None] * maps[..., None, :]).flatten(2)
+
+
+def _between(h: Tensor, first: Tensor, onward: int, kept: int) -> tuple[Tensor, Tensor]:
+    """The next layer's pairs, of the first `onward` maps of ReLU(h), and the sums over K of the
+    maps from number `kept` on. h (N, K, H) may be overwritten."""
+    if library_for(h, first):
+        pairs, sums = _Between.apply(h, first, onward, kept)  # type: ignore[no-untyped-call]
+        return pairs, sums
+    maps = F.relu(h, inplace=True)
+    return _pairs(first, maps[..., :onward]), maps[..., kept:].sum(1)
+
+
+class _Between(torch.autograd.Function):
+    """`_between` by compiled kernels, one pass each way: ReLU(h) is never there as a whole."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, first: Tensor, onward: int, kept: int
+    ) -> tuple[Tensor, Tensor]:
+        kernels = library_for(h, first)
+        assert kernels is not None
+        rows, elements, width = h.shape
+        fields = first.shape[2]
+        pairs = h.new_empty(rows, elements, fields * onward)
+        sums = h.new_empty(rows, width - kept)
+        sizes = (rows, elements, width, onward, kept, fields)
+        kernels.call("cin", h, first, pairs, sums, *sizes)
+        ctx.save_for_backward(h, first)
+        ctx.kernels, ctx.sizes = kernels, sizes
+        return pairs, sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dpairs: Tensor, dsums: Tensor) -> tuple[Tensor | None, ...]:
+        h, first = ctx.saved_tensors
+        dh, dfirst = torch.empty_like(h), torch.zeros_like(first)
+        given = (h, first, dpairs.contiguous(), dsums.contiguous())
+        ctx.kernels.call("cin_backward", *given, dh, dfirst, *ctx.sizes)
+        return dh, dfirst, None, None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loractr.adapters.low_rank import Bank
+from loractr.adapters.low_rank import Bank, extended
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
 from loractr.layers.grouped import grouped_linear, grouped_sum
@@ -136,12 +136,12 @@ class FusedLinear(nn.Module):
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """The shared output and what the route's experts add to it."""
+        if route is not None and route.divisions and route.cell is None:
+            place, groups = route.acting()
+            return self.bank(place).routed(self.base, x, groups)
         shared: Tensor = self.base(x, route)
         if route is None or not route.divisions:
             return shared
-        if route.cell is None:
-            place, groups = route.acting()
-            return self.bank(place).routed(shared, x, groups)
         groups_of = [groups for groups in route.divisions if groups is not None]
         if len(groups_of) != len(self.banks):
             raise AdapterError(
@@ -167,12 +167,9 @@ class FusedLinear(nn.Module):
 
 
 def _with_offset(own: Own, map_by: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """An update as one product, U z + b = [U b] [z 1]: (N, r + 1) and (E, out, r + 1); or, with
-    `map_by` M (k, out), M U z + M b, (E, k, r + 1). Without an offset r stays r."""
-    inner, up = own.inner, own.bank.scaled_up()
-    if own.bank.offset is not None:
-        inner = torch.cat([inner, inner.new_ones(inner.shape[0], 1)], 1)
-        up = torch.cat([up, own.bank.offset.unsqueeze(2)], 2)
+    """An expert's update as one product, see `extended`; or, with `map_by` M (k, out), M times it:
+    (E, k, r + 1)."""
+    inner, up = extended(own.inner, own.bank.scaled_up(), own.bank.offset)
     return inner, up if map_by is None else map_by @ up
 
 

@@ -17,7 +17,14 @@ from torch.nn import functional as F
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
 from loractr.layers.custom import custom
-from loractr.layers.grouped import as_they_came, in_groups, one_hot, spans
+from loractr.layers.grouped import (
+    add_products,
+    add_products_turned,
+    grouped_linear,
+    grouped_sum,
+    one_hot,
+    outer_products,
+)
 from loractr.layers.linear import Linear
 
 EXPERT_PARAMETERS = ("down", "up", "row_scale", "offset")
@@ -93,20 +100,25 @@ class Bank(nn.Module):
         """`up` with the row scale in it, (E, out, r)."""
         return self.up if self.row_scale is None else self.up * self.row_scale.unsqueeze(-1)
 
-    def routed(self, shared: Tensor, x: Tensor, groups: Groups) -> Tensor:
-        """shared plus each row's own expert's update; may write into `shared`.
+    def routed(self, base: Linear, x: Tensor, groups: Groups) -> Tensor:
+        """base(x) plus each row's own expert's update.
 
-        Shapes: shared (N, out), x (N, in), or (N, M, out), (N, M, in); groups of N rows.
+        Shapes: x (N, in), or (N, M, in), with groups of N rows.
         """
         self.check(groups.offsets.shape[0] - 2, "rows of {} experts")
         if x.dim() == 3:
             rows = groups.repeated(x.shape[1])
-            return self.routed(shared.flatten(0, 1), x.flatten(0, 1), rows).view_as(shared)
+            y = self.routed(base, x.flatten(0, 1), rows)
+            return y.view(*x.shape[:2], base.out_features)
         up = self.scaled_up()
         if torch.compiler.is_compiling():
             hot = one_hot(groups, self.experts, x.dtype)
+            shared: Tensor = base(x)
             return shared + _stacked(x, hot, self.down, up, self.offset)
-        return custom(_Segments, shared, x, self.down, up, self.offset, groups)
+        if base.dropout is None:
+            return custom(_Routed, x, base.weight, base.bias, self.down, up, self.offset, groups)
+        inner, up = extended(grouped_linear(x, self.down, groups), up, self.offset)
+        return grouped_sum(base(x), [(inner, up, groups)])
 
     def weighted(self, shared: Tensor, x: Tensor, weights: Tensor) -> Tensor:
         """shared plus the updates of all experts, weighted by `weights` (N, E)."""
@@ -180,14 +192,12 @@ class LowRankLinear(Bank):
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """x and a route with one acting division, or soft weights -> y."""
+        if route is not None and route.weights is not None:
+            return self.weighted(self.base(x, route), x, route.weights)
+        if route is not None and route.divisions:
+            return self.routed(self.base, x, route.acting()[1])
         shared: Tensor = self.base(x, route)
-        if route is None:
-            return shared
-        if route.weights is not None:
-            return self.weighted(shared, x, route.weights)
-        if not route.divisions:
-            return shared
-        return self.routed(shared, x, route.acting()[1])
+        return shared
 
 
 def _stacked(x: Tensor, weights: Tensor, down: Tensor, up: Tensor, offset: Tensor | None) -> Tensor:
@@ -199,62 +209,61 @@ def _stacked(x: Tensor, weights: Tensor, down: Tensor, up: Tensor, offset: Tenso
     return update if offset is None else torch.addmm(update, weights, offset)
 
 
-class _Segments(torch.autograd.Function):
-    """shared[n] + up[e] @ down[e] @ x[n] + offset[e] for e = expert of n, segment by segment.
+def extended(inner: Tensor, up: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """An update as one product, U z + b = [U b] [z 1]: (N, r + 1) and (E, out, r + 1); without an
+    offset as it was."""
+    if offset is None:
+        return inner, up
+    inner = torch.cat([inner, inner.new_ones(inner.shape[0], 1)], 1)
+    return inner, torch.cat([up, offset.unsqueeze(2)], 2)
 
-    Writes into `shared`: it is a fresh activation whose own backward never needs its value.
-    """
+
+class _Routed(torch.autograd.Function):
+    """W x[n] + b + up[e] @ down[e] @ x[n] + offset[e] for e = expert of n, as one layer: what the
+    experts add lands in the shared product's own output, forward and backward."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        shared: Tensor,
         x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
         down: Tensor,
         up: Tensor,
         offset: Tensor | None,
         groups: Groups,
     ) -> Tensor:
-        sorted_x = in_groups(x, groups)
-        out = shared if groups.order is None else shared[groups.order]
+        x, down, up = x.contiguous(), down.contiguous(), up.contiguous()
+        out = F.linear(x, weight, bias)
         inner = x.new_zeros(x.shape[0], down.shape[1])
-        places = spans(groups)
-        for expert, start, stop in places:
-            rows = inner[start:stop]
-            torch.mm(sorted_x[start:stop], down[expert].T, out=rows)
-            out[start:stop].addmm_(rows, up[expert].T)
-            if offset is not None:
-                out[start:stop] += offset[expert]
-        if groups.order is None:
-            ctx.mark_dirty(shared)
-        else:
-            out = as_they_came(out, groups)
-        ctx.save_for_backward(sorted_x, inner, down, up)
-        ctx.groups, ctx.places, ctx.offset = groups, places, offset is not None
+        add_products(inner, x, down, groups)
+        inner, taller = extended(inner, up, offset)
+        add_products(out, inner, taller, groups)
+        ctx.save_for_backward(x, inner, weight, down, up)
+        ctx.groups, ctx.offset = groups, offset is not None
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, down, up = ctx.saved_tensors
-        groups, places = ctx.groups, ctx.places
-        wants_x = ctx.needs_input_grad[1]
-        wants_weights = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        g = in_groups(grad, groups)
-        dx = torch.zeros_like(x) if wants_x else None
-        ddown, dup = (
-            (torch.zeros_like(down), torch.zeros_like(up)) if wants_weights else (None, None)
-        )
-        doffset = g.new_zeros(up.shape[:2]) if ctx.offset and ctx.needs_input_grad[4] else None
-        for expert, start, stop in places:
-            rows = g[start:stop]
-            dinner = rows @ up[expert]
-            if dx is not None:
-                torch.mm(dinner, down[expert], out=dx[start:stop])
-            if ddown is not None and dup is not None:
-                torch.mm(dinner.T, x[start:stop], out=ddown[expert])
-                torch.mm(rows.T, inner[start:stop], out=dup[expert])
-            if doffset is not None:
-                torch.sum(rows, 0, out=doffset[expert])
-        dx = None if dx is None else as_they_came(dx, groups)
-        return grad, dx, ddown, dup, doffset, None
+        x, inner, weight, down, up = ctx.saved_tensors
+        groups, experts, g = ctx.groups, len(up), grad.contiguous()
+        wants_x, wants_weight, wants_bias, wants_down, *wants_up, _ = ctx.needs_input_grad
+        dx = dweight = dbias = ddown = dup = doffset = None
+        if wants_weight:
+            dweight = g.T @ x
+        if wants_bias:
+            dbias = g.sum(0)
+        if wants_x or wants_down:
+            dinner = g.new_zeros(g.shape[0], up.shape[2])
+            add_products_turned(dinner, g, up, groups)
+        if wants_x:
+            dx = g @ weight
+            add_products_turned(dx, dinner, down, groups)
+        if wants_down:
+            ddown = outer_products(dinner, x, groups, experts)
+        if any(wants_up):
+            dup = outer_products(g, inner, groups, experts)
+            if ctx.offset:
+                dup, doffset = dup[:, :, :-1], dup[:, :, -1]
+        return dx, dweight, dbias, ddown, dup, doffset, None

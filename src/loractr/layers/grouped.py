@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from loractr.batch import Groups
 from loractr.layers.custom import custom
+from loractr.native import Library, library_for
 
 
 def grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
@@ -82,6 +83,64 @@ def as_they_came(x: Tensor, groups: Groups) -> Tensor:
     return torch.empty_like(x).index_copy_(0, groups.order, x)
 
 
+def add_products(out: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> None:
+    """out[n] += weight[e] @ x[n], in place; weight (E, out, in). Not seen by autograd."""
+    kernels = _kernels(out, x, weight)
+    if kernels is not None:
+        sizes = (weight.shape[2], weight.shape[1], True, True)
+        kernels.call("grouped_product", x, weight, out, *_runs(groups), *sizes)
+        return
+    for expert, start, stop in spans(groups):
+        _add(out, groups, start, stop, _rows(x, groups, start, stop), weight[expert].T)
+
+
+def add_products_turned(out: Tensor, g: Tensor, weight: Tensor, groups: Groups) -> None:
+    """out[n] += weight[e]ᵀ @ g[n], in place; weight (E, out, in). Not seen by autograd."""
+    kernels = _kernels(out, g, weight)
+    if kernels is not None:
+        sizes = (weight.shape[1], weight.shape[2], False, True)
+        kernels.call("grouped_product", g, weight, out, *_runs(groups), *sizes)
+        return
+    for expert, start, stop in spans(groups):
+        _add(out, groups, start, stop, _rows(g, groups, start, stop), weight[expert])
+
+
+def outer_products(g: Tensor, x: Tensor, groups: Groups, experts: int) -> Tensor:
+    """Σ g[n] x[n]ᵀ over the rows of each group: (N, out), (N, in) → (experts, out, in)."""
+    kernels = _kernels(g, x)
+    if kernels is not None:
+        some = experts > groups.offsets.shape[0] - 2  # more experts than the groups speak of
+        sums = (g.new_zeros if some else g.new_empty)(experts, g.shape[1], x.shape[1])
+        kernels.call("grouped_outer", g, x, sums, *_runs(groups), g.shape[1], x.shape[1])
+        return sums
+    sums = g.new_zeros(experts, g.shape[1], x.shape[1])
+    for expert, start, stop in spans(groups):
+        left, right = (_rows(t, groups, start, stop) for t in (g, x))
+        torch.mm(left.T, right, out=sums[expert])
+    return sums
+
+
+def _kernels(*tensors: Tensor) -> Library | None:
+    kernels = library_for(*tensors)
+    return kernels if kernels is not None and kernels.multiplies else None
+
+
+def _runs(groups: Groups) -> tuple[Tensor | None, Tensor, int]:
+    """Order, edges and number of the groups of rows that have an expert."""
+    return groups.order, groups.offsets[1:], groups.offsets.shape[0] - 2
+
+
+def _rows(x: Tensor, groups: Groups, start: int, stop: int) -> Tensor:
+    return x[start:stop] if groups.order is None else x.index_select(0, groups.order[start:stop])
+
+
+def _add(out: Tensor, groups: Groups, start: int, stop: int, rows: Tensor, matrix: Tensor) -> None:
+    if groups.order is None:
+        out[start:stop].addmm_(rows, matrix)
+    else:
+        out.index_add_(0, groups.order[start:stop], rows @ matrix)
+
+
 class _GroupedSum(torch.autograd.Function):
     """The eager form of `grouped_sum`."""
 
@@ -90,12 +149,7 @@ class _GroupedSum(torch.autograd.Function):
         x, weight = tensors[:2]
         out = x.new_zeros(x.shape[0], weight.shape[1]) if base is None else base.clone()
         for own, x, weight in zip(groups, tensors[::2], tensors[1::2], strict=True):
-            rows = in_groups(x, own)
-            for expert, start, stop in spans(own):
-                if own.order is None:
-                    out[start:stop].addmm_(rows[start:stop], weight[expert].T)
-                else:
-                    out.index_add_(0, own.order[start:stop], rows[start:stop] @ weight[expert].T)
+            add_products(out, x.contiguous(), weight.contiguous(), own)
         ctx.save_for_backward(*tensors)
         ctx.groups = groups
         return out
@@ -105,15 +159,14 @@ class _GroupedSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients: list[Tensor | None] = []
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        g = grad.contiguous()
         for place, own in enumerate(ctx.groups):
             x, weight = tensors[2 * place : 2 * place + 2]
-            g, rows = in_groups(grad, own), in_groups(x, own)
-            dx = torch.zeros_like(rows) if wanted[2 * place] else None
-            dweight = torch.zeros_like(weight) if wanted[2 * place + 1] else None
-            for expert, start, stop in spans(own):
-                if dx is not None:
-                    torch.mm(g[start:stop], weight[expert], out=dx[start:stop])
-                if dweight is not None:
-                    torch.mm(g[start:stop].T, rows[start:stop], out=dweight[expert])
-            gradients += [None if dx is None else as_they_came(dx, own), dweight]
+            dx = dweight = None
+            if wanted[2 * place]:
+                dx = x.new_zeros(x.shape)
+                add_products_turned(dx, g, weight.contiguous(), own)
+            if wanted[2 * place + 1]:
+                dweight = outer_products(g, x.contiguous(), own, len(weight))
+            gradients += [dx, dweight]
         return None, grad if ctx.needs_input_grad[1] else None, *gradients

@@ -34,12 +34,27 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._functions = ctypes.CDLL(str(path))
+        self.multiplies = self._take_products()
+        """Whether there are products: their inner loops are those of the library beside torch."""
 
     def call(self, name: str, first: Tensor, *others: Tensor | float | None) -> None:
         """One call, with the interpreter's lock released meanwhile."""
         suffix = "float32" if first.dtype == torch.float32 else "float64"
         function = getattr(self._functions, f"{name}_{suffix}")
         function(_argument(first), *map(_argument, others))
+
+    def _take_products(self) -> bool:
+        """Matrix products come from what torch itself multiplies with, where it can be reached."""
+        found = [*Path(torch.__file__).parent.glob("lib/libtorch_cpu.*")]
+        try:
+            products = ctypes.CDLL(str(found[0]))
+            single, double = products.sgemm_, products.dgemm_
+        except (IndexError, OSError, AttributeError):
+            log.info("torch brings no sgemm_ along: products of groups are made by torch")
+            return False
+        pointers = [ctypes.cast(function, ctypes.c_void_p) for function in (single, double)]
+        self._functions.use_products(*pointers)
+        return True
 
 
 def _argument(value: Tensor | float | None) -> object:

@@ -32,6 +32,10 @@ class Groups:
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return Groups(expert=expert, offsets=offsets, order=order)
 
+    def runs(self) -> tuple[Tensor | None, Tensor, int]:
+        """Order, edges (E + 1,) and number E of the groups of rows that have an expert."""
+        return self.order, self.offsets[1:], self.offsets.shape[0] - 2
+
     def repeated(self, times: int) -> "Groups":
         """The groups of N · times rows, each row standing `times` times in succession."""
         order = self.order

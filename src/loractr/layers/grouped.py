@@ -88,7 +88,7 @@ def add_products(out: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> None
     kernels = _kernels(out, x, weight)
     if kernels is not None:
         sizes = (weight.shape[2], weight.shape[1], True, True)
-        kernels.call("grouped_product", x, weight, out, *_runs(groups), *sizes)
+        kernels.call("grouped_product", x, weight, out, *groups.runs(), *sizes)
         return
     for expert, start, stop in spans(groups):
         _add(out, groups, start, stop, _rows(x, groups, start, stop), weight[expert].T)
@@ -99,7 +99,7 @@ def add_products_turned(out: Tensor, g: Tensor, weight: Tensor, groups: Groups) 
     kernels = _kernels(out, g, weight)
     if kernels is not None:
         sizes = (weight.shape[1], weight.shape[2], False, True)
-        kernels.call("grouped_product", g, weight, out, *_runs(groups), *sizes)
+        kernels.call("grouped_product", g, weight, out, *groups.runs(), *sizes)
         return
     for expert, start, stop in spans(groups):
         _add(out, groups, start, stop, _rows(g, groups, start, stop), weight[expert])
@@ -111,7 +111,7 @@ def outer_products(g: Tensor, x: Tensor, groups: Groups, experts: int) -> Tensor
     if kernels is not None:
         some = experts > groups.offsets.shape[0] - 2  # more experts than the groups speak of
         sums = (g.new_zeros if some else g.new_empty)(experts, g.shape[1], x.shape[1])
-        kernels.call("grouped_outer", g, x, sums, *_runs(groups), g.shape[1], x.shape[1])
+        kernels.call("grouped_outer", g, x, sums, *groups.runs(), g.shape[1], x.shape[1])
         return sums
     sums = g.new_zeros(experts, g.shape[1], x.shape[1])
     for expert, start, stop in spans(groups):
@@ -123,11 +123,6 @@ def outer_products(g: Tensor, x: Tensor, groups: Groups, experts: int) -> Tensor
 def _kernels(*tensors: Tensor) -> Library | None:
     kernels = library_for(*tensors)
     return kernels if kernels is not None and kernels.multiplies else None
-
-
-def _runs(groups: Groups) -> tuple[Tensor | None, Tensor, int]:
-    """Order, edges and number of the groups of rows that have an expert."""
-    return groups.order, groups.offsets[1:], groups.offsets.shape[0] - 2
 
 
 def _rows(x: Tensor, groups: Groups, start: int, stop: int) -> Tensor:

@@ -2,14 +2,17 @@
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from loractr.batch import Groups, Route
+from loractr.layers.custom import custom
 from loractr.layers.grouped import as_they_came, in_groups, one_hot
+from loractr.native import library_for
 
 ROWS_WORTH_A_CALL = 64
 """Groups of this many rows on average are normalised one by one; smaller ones all together."""
@@ -54,6 +57,9 @@ class BatchNorm(nn.Module):
         trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
         if x.shape[0] < 2:  # a branch, not a value: in a compiled graph the size is symbolic
             trains = False
+        if x.dim() == 2 and library_for(x, self.weight):
+            edges = torch.tensor([0, x.shape[0]])
+            return custom(_Normed, x, self.weight, self.bias, self, (None, edges, 1), trains)
         return F.batch_norm(
             x,
             self.running_mean,
@@ -68,6 +74,45 @@ class BatchNorm(nn.Module):
     def extra_repr(self) -> str:
         """The width, for `print(model)`."""
         return f"{self.features}, momentum={self.momentum}, eps={self.eps}"
+
+
+class _Normed(torch.autograd.Function):
+    """Rows in groups, each by the norm of its own group, by compiled kernels; see `NormBank`.
+
+    weight and bias are (H,) for one group, or (E, H); `norm` has the running statistics; every row
+    has a group.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm: "BatchNorm | NormBank",
+        runs: tuple[Tensor | None, Tensor, int],
+        trains: bool,
+    ) -> Tensor:
+        kernels = library_for(x, weight)
+        assert kernels is not None
+        y = torch.empty_like(x)
+        mean, factor = torch.empty_like(weight), torch.empty_like(weight)
+        running = (norm.running_mean, norm.running_var, trains, mean, factor)
+        options = (*runs, x.shape[1], norm.momentum, norm.eps)
+        kernels.call("norm", x, y, *options, weight, bias, *running)
+        ctx.save_for_backward(x, weight, mean, factor)
+        ctx.kernels, ctx.runs, ctx.trains = kernels, runs, trains
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, factor = ctx.saved_tensors
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dweight, dbias = torch.zeros_like(weight), torch.zeros_like(weight)
+        saved = (*ctx.runs, x.shape[1], mean, factor, weight, ctx.trains)
+        ctx.kernels.call("norm_backward", x, grad.contiguous(), dx, *saved, dweight, dbias)
+        return dx, dweight, dbias, None, None, None
 
 
 class Average(NamedTuple):
@@ -136,6 +181,8 @@ class NormBank(nn.Module):
         trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
         if torch.compiler.is_compiling():
             return self._masked(x, groups, base, trains=trains)
+        if library_for(x, self.weight) and not groups.offsets[1]:
+            return custom(_Normed, x, self.weight, self.bias, self, groups.runs(), trains)
         if not trains and len(self.weight) * ROWS_WORTH_A_CALL > x.shape[0]:
             return self._running(x, groups, base)
         return self._segments(x, groups, base, trains=trains)

@@ -3,6 +3,7 @@
 #   make demo     install into .venv and run the whole way on synthetic data
 #   make test     all checks: lint, format, types, tests (without the slow ones)
 #   make slow     the slow tests
+#   make native   the tests of layers and methods once more, with compiled kernels; needs a C++ compiler
 #   make lowest   the tests on the lower end of every version range, in an environment of their own
 #   make docs     build the documentation into site/, warnings are errors
 #   make tree     write the tree of the package into README.md
@@ -21,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SPEC := pyproject.toml constraints.txt
 
-.PHONY: demo test slow lowest docs tree bench clean
+.PHONY: demo test slow native lowest docs tree bench clean
 
 demo: .venv/installed
 	rm -rf demo
@@ -35,6 +36,9 @@ test: .venv/installed-dev
 
 slow: .venv/installed-dev
 	$(PYTEST) -m slow
+
+native: .venv/installed-dev
+	LORACTR_KERNELS=native $(PYTEST) -m "not slow" tests/layers tests/backbones tests/adapters tests/baselines tests/contract
 
 lowest: .venv-lowest/installed
 	.venv-lowest/bin/pytest -q -m "not slow"

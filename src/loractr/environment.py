@@ -46,7 +46,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where prepared data sets are kept: $LORACTR_CACHE, else ~/.cache/loractr."""
+    """Where prepared data and compiled kernels are kept: $LORACTR_CACHE, else ~/.cache/loractr."""
     place = os.environ.get("LORACTR_CACHE")
     return Path(place) if place else Path.home() / ".cache" / "loractr"
 

@@ -124,7 +124,7 @@ def run_seeds(
     for seed in range(config.seed, config.seed + seeds):
         folder = out / f"seed-{seed}"
         seeded = config.model_copy(update={"seed": seed})
-        tasks.append((seeded, folder, resume, thread_count, device))
+        tasks.append((seeded, folder, resume, thread_count, device, native.chosen()))
     if jobs == 1:
         return [_one_seed(*task) for task in tasks]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -160,9 +160,15 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
 
 
 def _one_seed(
-    config: RunConfig, folder: Path, resume: bool, thread_count: int | None, device: str
+    config: RunConfig,
+    folder: Path,
+    resume: bool,
+    thread_count: int | None,
+    device: str,
+    kernels: native.Choice,
 ) -> Metrics:
-    return run(config, folder, resume=resume, thread_count=thread_count, device=device)
+    with native.use(kernels):  # of the caller: a new process knows nothing of them
+        return run(config, folder, resume=resume, thread_count=thread_count, device=device)
 
 
 def _first_domain_stages(config: RunConfig, data: Data) -> tuple[Stage, ...]:

@@ -106,15 +106,3 @@ def test_gradients_are_those_of_finite_differences(ids):
 
     inputs = [normal(len(ids), 3), *(p.detach() for p in layer.parameters())]
     assert torch.autograd.gradcheck(applied, [x.clone().requires_grad_() for x in inputs])
-
-
-def test_two_threads_compute_what_one_computes():
-    ids = ROWS["many, unsorted"] * 20
-    groups, x = groups_of(ids), normal(len(ids), 16, dtype=torch.float32)
-    weight = normal(EXPERTS, 24, 16, dtype=torch.float32, seed=1)
-    one = grouped_linear(x, weight, groups)
-    torch.set_num_threads(2)
-    try:
-        assert torch.equal(grouped_linear(x, weight, groups), one)
-    finally:
-        torch.set_num_threads(1)

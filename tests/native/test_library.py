@@ -1,9 +1,12 @@
 """Which kernels are used: found, chosen by name, missed."""
 
 import logging
+import shutil
+import threading
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from typer.testing import CliRunner
 
 from loractr import native
@@ -11,14 +14,17 @@ from loractr.cli import app
 from loractr.config import load_config
 from loractr.errors import ConfigError, UsageError
 from loractr.native import compiling
+from loractr.native.library import by_default
 
 
 @pytest.fixture
 def nothing_built(tmp_path, monkeypatch):
+    """An empty cache folder, and nothing known of another."""
     monkeypatch.setenv("LORACTR_CACHE", str(tmp_path))
     monkeypatch.delenv("LORACTR_KERNELS", raising=False)
-    with native.use("torch"):  # whatever was looked up before is looked up anew after this
-        pass
+    by_default.cache_clear()
+    yield tmp_path
+    by_default.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_built")
@@ -36,11 +42,44 @@ def test_insisting_on_what_is_not_built_is_refused_with_what_to_do(monkeypatch):
     with pytest.raises(UsageError, match="loractr kernels build"), native.use("native"):
         pass
     assert native.library() is None  # the choice of before is back
+    by_default.cache_clear()
     monkeypatch.setenv("LORACTR_KERNELS", "fast")
-    with native.use("torch"):
-        pass
     with pytest.raises(UsageError, match="not 'fast'"):
         native.library()
+    with pytest.raises(UsageError, match="not 'slow'"), native.use("slow"):
+        pass
+
+
+def test_what_cannot_be_loaded_is_a_warning_and_an_error_only_for_who_insists(
+    nothing_built, caplog
+):
+    path = compiling.place()
+    path.parent.mkdir()
+    path.write_bytes(b"junk")
+    with caplog.at_level(logging.WARNING, "loractr"):
+        assert native.library() is None
+    assert "do not load" in caplog.text
+    with pytest.raises(UsageError, match=r"too short|invalid|not a"), native.use("native"):
+        pass
+
+
+@pytest.mark.usefixtures("nothing_built", "compiled")
+def test_what_is_built_is_used_by_the_process_that_had_none():
+    assert native.library() is None
+    path = native.build()
+    assert native.library().path == path
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_choice_is_that_of_its_own_thread():
+    seen = []
+    with native.use("torch"):
+        thread = threading.Thread(target=lambda: seen.append(native.chosen()))
+        thread.start()
+        thread.join()
+        assert native.chosen() == "torch"
+    assert seen == ["auto"]
+    assert native.chosen() == "native"
 
 
 @pytest.mark.usefixtures("kernels")
@@ -52,6 +91,8 @@ def test_compiled_kernels_are_for_contiguous_floats_of_one_type_on_the_processor
     assert native.library_for(x.half()) is None
     assert native.library_for(x.T) is None
     assert native.library_for(x.to("meta")) is None
+    with FakeTensorMode():
+        assert native.library_for(torch.ones(2)) is None
     with native.use("torch"):
         assert native.library_for(x) is None
         with native.use("auto"):  # leaves the choice that was made
@@ -71,10 +112,20 @@ def test_no_compiler_and_a_compiler_that_fails_are_told_apart(monkeypatch, tmp_p
     with pytest.raises(UsageError, match="out of patience"):
         native.build()
     assert list((tmp_path / "native").iterdir()) == []
+    monkeypatch.setenv("LORACTR_CACHE", "/proc/nowhere")
+    with pytest.raises(UsageError, match="cannot be written to /proc/nowhere"):
+        native.build()
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="there is no C\\+\\+ compiler"):
         native.build()
+
+
+@pytest.mark.usefixtures("nothing_built", "compiled")
+def test_a_compiler_may_be_named_with_flags_of_its_own(monkeypatch):
+    compiler = next(filter(shutil.which, native.COMPILERS))
+    monkeypatch.setenv("CXX", f"{compiler} -Wall")
+    assert native.build().exists()
 
 
 def test_another_source_or_processor_has_a_library_of_its_own(monkeypatch):
@@ -83,13 +134,16 @@ def test_another_source_or_processor_has_a_library_of_its_own(monkeypatch):
     assert compiling.place() != before
 
 
-@pytest.mark.usefixtures("nothing_built")
-def test_the_verb_says_what_is_used(compiled, monkeypatch):
-    assert "torch's own" in CliRunner().invoke(app, ["kernels", "status"]).output
-    monkeypatch.setenv("LORACTR_CACHE", str(compiled))
+@pytest.mark.usefixtures("nothing_built", "compiled")
+def test_the_verb_builds_and_says_what_is_used():
+    def kernels(verb):
+        return CliRunner().invoke(app, ["kernels", verb]).output
+
+    assert "`loractr kernels build` makes faster ones" in kernels("status")
+    assert "built" in kernels("build")
+    assert kernels("status").startswith("compiled ones")
     with native.use("torch"):
-        pass
-    assert "compiled ones" in CliRunner().invoke(app, ["kernels", "status"]).output
+        assert "though there are compiled ones" in kernels("status")
 
 
 def test_a_configuration_names_its_kernels(tmp_path):

@@ -19,9 +19,12 @@ def build() -> None:
 def status() -> None:
     """Say which kernels `kernels: auto` computes with here."""
     from loractr import native
+    from loractr.native.compiling import place
 
     found = native.library()
-    if found is None:
-        say("torch's own; `loractr kernels build` makes faster ones.")
+    if found is not None:
+        say(f"compiled ones: {found.path}")
+    elif place().exists():
+        say(f"torch's own, though there are compiled ones: {place()}")
     else:
-        say(f"compiled ones, {found.path}")
+        say("torch's own; `loractr kernels build` makes faster ones.")

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from loractr.batch import Route
 from loractr.layers.custom import custom
 from loractr.layers.linear import Linear
-from loractr.native import library_for
+from loractr.native import Library, library_for
 
 
 class AttentionLayer(nn.Module):
@@ -69,9 +69,10 @@ class AttentionLayer(nn.Module):
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Σ_j softmax_j(⟨q_i, k_j⟩) v_j in every head; all (N, M, heads · size)."""
-    if library_for(query, key, value):
-        return custom(_Attended, query, key, value, heads)
     rows, fields, width = query.shape
+    kernels = library_for(query, key, value)
+    if kernels and query.shape == key.shape == value.shape and width % heads == 0:
+        return custom(_Attended, query, key, value, heads, kernels)
 
     def split(x: Tensor) -> Tensor:
         return x.reshape(rows, fields, heads, width // heads).transpose(1, 2)
@@ -85,9 +86,9 @@ class _Attended(torch.autograd.Function):
     """`attend` by compiled kernels: no copy of an input in another order, one pass each way."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        kernels = library_for(query, key, value)
-        assert kernels is not None
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, kernels: Library
+    ) -> Tensor:
         rows, fields, width = query.shape
         out, shares = torch.empty_like(query), query.new_empty(rows, heads, fields, fields)
         sizes = (rows, fields, heads, width // heads)
@@ -102,7 +103,7 @@ class _Attended(torch.autograd.Function):
         saved = ctx.saved_tensors
         found = [torch.empty_like(x) for x in saved[:3]]
         ctx.kernels.call("attention_backward", grad.contiguous(), *saved, *found, *ctx.sizes)
-        return (*found, None)
+        return (*found, None, None)
 
 
 class Attention(nn.Module):

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from loractr.batch import Route
 from loractr.layers.linear import Linear
-from loractr.native import library_for
+from loractr.native import Library, library_for
 
 
 class CIN(nn.Module):
@@ -89,8 +89,9 @@ def _pairs(first: Tensor, maps: Tensor) -> Tensor:
 def _between(h: Tensor, first: Tensor, onward: int, kept: int) -> tuple[Tensor, Tensor]:
     """The next layer's pairs, of the first `onward` maps of ReLU(h), and the sums over K of the
     maps from number `kept` on. h (N, K, H) may be overwritten."""
-    if library_for(h, first):
-        pairs, sums = _Between.apply(h, first, onward, kept)  # type: ignore[no-untyped-call]
+    kernels = library_for(h, first)
+    if kernels and h.shape[:2] == first.shape[:2]:
+        pairs, sums = _Between.apply(h, first, onward, kept, kernels)  # type: ignore[no-untyped-call]
         return pairs, sums
     maps = F.relu(h, inplace=True)
     return _pairs(first, maps[..., :onward]), maps[..., kept:].sum(1)
@@ -101,10 +102,8 @@ class _Between(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, first: Tensor, onward: int, kept: int
+        ctx: Any, h: Tensor, first: Tensor, onward: int, kept: int, kernels: Library
     ) -> tuple[Tensor, Tensor]:
-        kernels = library_for(h, first)
-        assert kernels is not None
         rows, elements, width = h.shape
         fields = first.shape[2]
         pairs = h.new_empty(rows, elements, fields * onward)
@@ -119,7 +118,8 @@ class _Between(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dpairs: Tensor, dsums: Tensor) -> tuple[Tensor | None, ...]:
         h, first = ctx.saved_tensors
-        dh, dfirst = torch.empty_like(h), torch.zeros_like(first)
+        dh = torch.empty_like(h)
+        dfirst = torch.zeros_like(first) if ctx.sizes[3] else None  # not without maps that go on
         given = (h, first, dpairs.contiguous(), dsums.contiguous())
         ctx.kernels.call("cin_backward", *given, dh, dfirst, *ctx.sizes)
-        return dh, dfirst, None, None
+        return dh, dfirst, None, None, None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from loractr.layers.custom import custom
-from loractr.native import library_for
+from loractr.native import Library, library_for
 
 LEVELS = 1 << 16
 """A mask is drawn in steps of 1 / 65,536."""
@@ -84,12 +84,13 @@ def draw(p: float) -> Draw:
 def relu_dropout(x: Tensor, dropout: Dropout | None) -> Tensor:
     """Dropout(ReLU(x)), in place: x is fresh, and what made it does not need it any more.
 
-    The result says what was lost: compiled kernels keep no mask and read x once.
+    Compiled kernels keep no mask: where the result is 0, no gradient passes.
     """
-    if dropout is None or not dropout.training or dropout.p == 0.0 or not library_for(x):
+    kernels = library_for(x)
+    if dropout is None or not dropout.training or dropout.p == 0.0 or kernels is None:
         rectified = F.relu(x, inplace=True)
         return rectified if dropout is None else dropout(rectified)
-    return custom(_Rectified, x, draw(dropout.p))
+    return custom(_Rectified, x, draw(dropout.p), kernels)
 
 
 class _Dropped(torch.autograd.Function):
@@ -110,29 +111,25 @@ class _Rectified(torch.autograd.Function):
     """max(x, 0) times a mask, in place, by compiled kernels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, drawn: Draw) -> Tensor:
-        kernels = library_for(x)
-        assert kernels is not None
+    def forward(ctx: Any, x: Tensor, drawn: Draw, kernels: Library) -> Tensor:
         kernels.call("relu_dropout", x, x.numel(), drawn.seed, drawn.lost, drawn.scale)
         ctx.mark_dirty(x)
         ctx.save_for_backward(x)
-        ctx.scale = drawn.scale
+        ctx.scale, ctx.kernels = drawn.scale, kernels
         return x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
         grad = grad.contiguous()
-        kernels = library_for(y, grad)
-        if kernels is None:  # the choice of kernels has changed in between
-            return grad * (y > 0) * ctx.scale, None
         dx = torch.empty_like(grad)
-        kernels.call("relu_dropout_backward", y, grad, dx, y.numel(), ctx.scale)
-        return dx, None
+        ctx.kernels.call("relu_dropout_backward", y, grad, dx, y.numel(), ctx.scale)
+        return dx, None, None
 
 
 def _times_mask(x: Tensor, drawn: Draw) -> Tensor:
+    x = x.contiguous()
     kernels = library_for(x)
     if kernels is None:
         return x * drawn.mask(x)

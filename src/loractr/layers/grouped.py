@@ -85,10 +85,10 @@ def as_they_came(x: Tensor, groups: Groups) -> Tensor:
 
 def add_products(out: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> None:
     """out[n] += weight[e] @ x[n], in place; weight (E, out, in). Not seen by autograd."""
-    kernels = _kernels(out, x, weight)
-    if kernels is not None:
-        sizes = (weight.shape[2], weight.shape[1], True, True)
-        kernels.call("grouped_product", x, weight, out, *groups.runs(), *sizes)
+    kernels = _kernels(groups, out, x, weight)
+    tall, wide = weight.shape[1:]
+    if kernels and out.shape[1] == tall and x.shape[1] == wide:
+        kernels.call("grouped_product", x, weight, out, *groups.runs(), wide, tall, True)
         return
     for expert, start, stop in spans(groups):
         _add(out, groups, start, stop, _rows(x, groups, start, stop), weight[expert].T)
@@ -96,10 +96,10 @@ def add_products(out: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> None
 
 def add_products_turned(out: Tensor, g: Tensor, weight: Tensor, groups: Groups) -> None:
     """out[n] += weight[e]ᵀ @ g[n], in place; weight (E, out, in). Not seen by autograd."""
-    kernels = _kernels(out, g, weight)
-    if kernels is not None:
-        sizes = (weight.shape[1], weight.shape[2], False, True)
-        kernels.call("grouped_product", g, weight, out, *groups.runs(), *sizes)
+    kernels = _kernels(groups, out, g, weight)
+    tall, wide = weight.shape[1:]
+    if kernels and out.shape[1] == wide and g.shape[1] == tall:
+        kernels.call("grouped_product", g, weight, out, *groups.runs(), tall, wide, False)
         return
     for expert, start, stop in spans(groups):
         _add(out, groups, start, stop, _rows(g, groups, start, stop), weight[expert])
@@ -107,22 +107,24 @@ def add_products_turned(out: Tensor, g: Tensor, weight: Tensor, groups: Groups) 
 
 def outer_products(g: Tensor, x: Tensor, groups: Groups, experts: int) -> Tensor:
     """Σ g[n] x[n]ᵀ over the rows of each group: (N, out), (N, in) → (experts, out, in)."""
-    kernels = _kernels(g, x)
-    if kernels is not None:
-        some = experts > groups.offsets.shape[0] - 2  # more experts than the groups speak of
-        sums = (g.new_zeros if some else g.new_empty)(experts, g.shape[1], x.shape[1])
+    sums = g.new_zeros(experts, g.shape[1], x.shape[1])
+    kernels = _kernels(groups, g, x, sums)
+    if kernels:
         kernels.call("grouped_outer", g, x, sums, *groups.runs(), g.shape[1], x.shape[1])
         return sums
-    sums = g.new_zeros(experts, g.shape[1], x.shape[1])
     for expert, start, stop in spans(groups):
         left, right = (_rows(t, groups, start, stop) for t in (g, x))
         torch.mm(left.T, right, out=sums[expert])
     return sums
 
 
-def _kernels(*tensors: Tensor) -> Library | None:
-    kernels = library_for(*tensors)
-    return kernels if kernels is not None and kernels.multiplies else None
+def _kernels(groups: Groups, rows: Tensor, other_rows: Tensor, stack: Tensor) -> Library | None:
+    """Compiled kernels, if they can compute with rows (N, …), rows (N, …) and a stack (E, …)."""
+    kernels = library_for(rows, other_rows, stack)
+    if kernels is None or not kernels.multiplies:
+        return None
+    fits = rows.shape[0] == other_rows.shape[0] == groups.expert.shape[0]
+    return kernels if fits and groups.offsets.shape[0] - 2 <= stack.shape[0] else None
 
 
 def _rows(x: Tensor, groups: Groups, start: int, stop: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from loractr.batch import Groups, Route
 from loractr.layers.custom import custom
 from loractr.layers.grouped import as_they_came, in_groups, one_hot
-from loractr.native import library_for
+from loractr.native import Library, library_for
 
 ROWS_WORTH_A_CALL = 64
 """Groups of this many rows on average are normalised one by one; smaller ones all together."""
@@ -57,9 +57,10 @@ class BatchNorm(nn.Module):
         trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
         if x.shape[0] < 2:  # a branch, not a value: in a compiled graph the size is symbolic
             trains = False
-        if x.dim() == 2 and library_for(x, self.weight):
-            edges = torch.tensor([0, x.shape[0]])
-            return custom(_Normed, x, self.weight, self.bias, self, (None, edges, 1), trains)
+        kernels = _kernels(x, self)
+        if kernels is not None:
+            runs = (None, torch.tensor([0, x.shape[0]], device=x.device), 1)
+            return custom(_Normed, x, self.weight, self.bias, self, runs, trains, kernels)
         return F.batch_norm(
             x,
             self.running_mean,
@@ -92,9 +93,8 @@ class _Normed(torch.autograd.Function):
         norm: "BatchNorm | NormBank",
         runs: tuple[Tensor | None, Tensor, int],
         trains: bool,
+        kernels: Library,
     ) -> Tensor:
-        kernels = library_for(x, weight)
-        assert kernels is not None
         y = torch.empty_like(x)
         mean, factor = torch.empty_like(weight), torch.empty_like(weight)
         running = (norm.running_mean, norm.running_var, trains, mean, factor)
@@ -112,7 +112,13 @@ class _Normed(torch.autograd.Function):
         dweight, dbias = torch.zeros_like(weight), torch.zeros_like(weight)
         saved = (*ctx.runs, x.shape[1], mean, factor, weight, ctx.trains)
         ctx.kernels.call("norm_backward", x, grad.contiguous(), dx, *saved, dweight, dbias)
-        return dx, dweight, dbias, None, None, None
+        return dx, dweight, dbias, None, None, None, None
+
+
+def _kernels(x: Tensor, norm: "BatchNorm | NormBank") -> Library | None:
+    """Compiled kernels, if they can normalise x (N, H) so."""
+    kernels = library_for(x, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return kernels if x.dim() == 2 and x.shape[1] == norm.weight.shape[-1] else None
 
 
 class Average(NamedTuple):
@@ -181,8 +187,10 @@ class NormBank(nn.Module):
         trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
         if torch.compiler.is_compiling():
             return self._masked(x, groups, base, trains=trains)
-        if library_for(x, self.weight) and not groups.offsets[1]:
-            return custom(_Normed, x, self.weight, self.bias, self, groups.runs(), trains)
+        kernels, runs = _kernels(x, self), groups.runs()
+        whole = groups.expert.shape[0] == x.shape[0] and not groups.offsets[1]
+        if kernels is not None and whole and runs[2] <= len(self.weight):
+            return custom(_Normed, x, self.weight, self.bias, self, runs, trains, kernels)
         if not trains and len(self.weight) * ROWS_WORTH_A_CALL > x.shape[0]:
             return self._running(x, groups, base)
         return self._segments(x, groups, base, trains=trains)

@@ -9,7 +9,25 @@ torch's operations do the work.
         ...
 """
 
-from loractr.native.compiling import COMPILERS, build
-from loractr.native.library import Choice, Library, library, library_for, use
+from pathlib import Path
 
-__all__ = ["COMPILERS", "Choice", "Library", "build", "library", "library_for", "use"]
+from loractr.native.compiling import COMPILERS, compile_into, place
+from loractr.native.library import Choice, Library, by_default, chosen, library, library_for, use
+
+__all__ = ["COMPILERS", "Choice", "Library", "build", "chosen", "library", "library_for", "use"]
+
+
+def build() -> Path:
+    """Compile the kernels for this processor; who has chosen no others computes with them from now
+    on. What is built already is built again.
+
+    Returns: the compiled library.
+
+    Raises:
+        UsageError: there is no compiler, it cannot compile the kernels, or the cache folder cannot
+            be written.
+    """
+    path = place()
+    compile_into(path)
+    by_default.cache_clear()
+    return path

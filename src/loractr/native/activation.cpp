@@ -28,7 +28,7 @@ inline void factors(uint64_t seed, int64_t start, uint32_t lost, T scale, T* fac
 // y = f(x, factor) for all elements, a block at a time.
 template <class T, class F>
 void masked(const T* x, T* y, int64_t n, uint64_t seed, uint32_t lost, T scale, F f) {
-#pragma omp parallel for schedule(static) if (n > MIN_PARALLEL)
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) if (n > MIN_PARALLEL)
   for (int64_t start = 0; start < n; start += BLOCK) {
     alignas(64) T factor[BLOCK];
     factors(seed, start, lost, scale, factor);
@@ -53,7 +53,7 @@ void relu_dropout(T* x, int64_t n, uint64_t seed, uint32_t lost, T scale) {
 
 template <class T>
 void relu_dropout_backward(const T* y, const T* g, T* dx, int64_t n, T scale) {
-#pragma omp parallel for simd schedule(static) if (n > MIN_PARALLEL)
+#pragma omp parallel for simd num_threads(loractr_threads) schedule(static) if (n > MIN_PARALLEL)
   for (int64_t i = 0; i < n; i++) dx[i] = y[i] <= 0 ? T(0) : g[i] * scale;
 }
 

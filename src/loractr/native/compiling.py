@@ -4,6 +4,8 @@ import hashlib
 import logging
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,10 +23,14 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapp
 WISHES = (
     ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
     ("-march=native", "-fopenmp"),
-    ("-mcpu=native",),
+    ("-march=native", "-fopenmp-simd"),
+    ("-mcpu=native", "-fopenmp-simd"),
     (),
 )
 """Flags that not every compiler has: the first set that it takes is used."""
+
+INSTRUCTIONS = re.compile(r"(avx|amx|s?sse|fma|f16c|bmi|abm|popcnt|movbe|asimd|sve|fp|neon)")
+"""How the names of those processor features begin that a compiler may make use of."""
 
 
 def place() -> Path:
@@ -32,49 +38,58 @@ def place() -> Path:
     digest = hashlib.sha256()
     for file in (*SOURCES, *HEADERS):
         digest.update(file.read_bytes())
-    digest.update("\n".join((*FLAGS, platform.machine(), _instructions())).encode())
+    digest.update(repr((FLAGS, WISHES, platform.machine(), _instructions())).encode())
     return cache_folder() / "native" / f"{digest.hexdigest()[:16]}.so"
 
 
-def build() -> Path:
-    """Compile the kernels for this processor and put them where `library()` finds them.
+def compile_into(target: Path) -> None:
+    """Compile the kernels for this processor into one file. Nothing half-written is ever there.
 
-    Takes $CXX, else the first of c++, g++ and clang++ on the path. What is built already is built
-    again. Nothing half-written is ever found.
+    Takes $CXX, else the first of c++, g++ and clang++ on the path.
 
     Raises:
-        UsageError: there is no compiler, or it cannot compile the kernels.
+        UsageError: there is no compiler, it cannot compile the kernels, or the file cannot be
+            written.
     """
-    compiler = _compiler()
-    target = place()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    said = ""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        for wishes in WISHES:
-            command = [compiler, *FLAGS, *wishes, *map(str, SOURCES), "-o", str(made)]
-            told = subprocess.run(command, capture_output=True, text=True, check=False)
-            if told.returncode == 0:
-                made.replace(target)
-                log.info("kernels compiled by %s %s", compiler, " ".join(wishes))
-                return target
-            said = said or told.stderr
+    compiler, said = _compiler(), ""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            for wishes in WISHES:
+                command = [*compiler, *FLAGS, *wishes, *map(str, SOURCES), "-o", str(made)]
+                told = subprocess.run(command, capture_output=True, text=True, check=False)
+                if told.returncode == 0:
+                    made.replace(target)
+                    log.info("kernels compiled by %s %s", compiler[0], " ".join(wishes))
+                    return
+                said = told.stderr
+    except OSError as error:
+        raise UsageError(
+            f"the kernels cannot be written to {target.parent}: {error}.",
+            fix="name a folder that can be written in the environment variable LORACTR_CACHE.",
+        ) from error
     raise UsageError(
-        f"{compiler} could not compile the kernels; it said:\n{said.strip()[:2000]}",
+        f"{compiler[0]} could not compile the kernels; it said:\n{said.strip()[:2000]}",
         fix="name another compiler in the environment variable CXX, or do without: torch's"
         " operations compute the same.",
     )
 
 
-def _compiler() -> str:
-    asked = os.environ.get("CXX")
-    found = [c for c in ((asked,) if asked else COMPILERS) if shutil.which(c)]
-    if found:
-        return found[0]
+def _compiler() -> list[str]:
+    """The compiler and its own flags, if $CXX has some."""
+    asked = shlex.split(os.environ.get("CXX", ""))
+    if asked and shutil.which(asked[0]):
+        return asked
+    if asked:
+        problem = f"the compiler {asked[0]!r}, named by CXX, is not there."
+    else:
+        found = [compiler for compiler in COMPILERS if shutil.which(compiler)]
+        if found:
+            return found[:1]
+        problem = f"there is no C++ compiler: none of {', '.join(COMPILERS)} is on the path."
     raise UsageError(
-        f"the compiler {asked!r}, named by CXX, is not there."
-        if asked
-        else f"there is no C++ compiler: none of {', '.join(COMPILERS)} is on the path.",
+        problem,
         fix="install one (Debian: apt install g++; macOS: xcode-select --install), or do without:"
         " torch's operations compute the same.",
     )
@@ -85,5 +100,6 @@ def _instructions() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return f"{platform.processor()} {platform.version()}"
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return " ".join(sorted(filter(INSTRUCTIONS.match, flags.split())))

@@ -49,15 +49,15 @@ std::vector<Piece> pieces(const int64_t* edges, int64_t groups, int64_t most) {
   return found;
 }
 
-// y[n] (+)= x[n] @ matrix_g, matrix (groups, wide, tall); with `turned` matrix (groups, tall, wide)
+// y[n] += x[n] @ matrix_g, matrix (groups, wide, tall); with `turned` matrix (groups, tall, wide)
 // is transposed. Rows of no group are left alone.
 template <class T>
 void product(const T* x, const T* matrix, T* y, const int64_t* order, const int64_t* edges,
-             int64_t groups, int64_t wide, int64_t tall, bool turned, bool add) {
+             int64_t groups, int64_t wide, int64_t tall, bool turned) {
   const int64_t rows = edges[groups] - edges[0];
   const bool parallel = rows * (wide + tall) > MIN_PARALLEL;
   const auto work = pieces(edges, groups, order || parallel ? BLOCK : rows + 1);
-#pragma omp parallel if (parallel)
+#pragma omp parallel num_threads(loractr_threads) if (parallel)
   {
     std::vector<T> from(order ? BLOCK * wide : 0), to(order ? BLOCK * tall : 0);
 #pragma omp for schedule(dynamic)
@@ -66,7 +66,7 @@ void product(const T* x, const T* matrix, T* y, const int64_t* order, const int6
       const int64_t count = p.stop - p.start;
       const T* own = matrix + p.group * wide * tall;
       if (order == nullptr) {
-        multiply(false, turned, count, tall, wide, x + p.start * wide, own, add,
+        multiply(false, turned, count, tall, wide, x + p.start * wide, own, true,
                  y + p.start * tall);
         continue;
       }
@@ -75,10 +75,7 @@ void product(const T* x, const T* matrix, T* y, const int64_t* order, const int6
       for (int64_t r = 0; r < count; r++) {
         T* row = y + order[p.start + r] * tall;
         const T* made = to.data() + r * tall;
-        if (add)
-          for (int64_t c = 0; c < tall; c++) row[c] += made[c];
-        else
-          std::copy(made, made + tall, row);
+        for (int64_t c = 0; c < tall; c++) row[c] += made[c];
       }
     }
   }
@@ -88,7 +85,8 @@ void product(const T* x, const T* matrix, T* y, const int64_t* order, const int6
 template <class T>
 void outer(const T* a, const T* b, T* gradient, const int64_t* order, const int64_t* edges,
            int64_t groups, int64_t tall, int64_t wide) {
-#pragma omp parallel if ((edges[groups] - edges[0]) * (wide + tall) > MIN_PARALLEL)
+#pragma omp parallel num_threads(loractr_threads) \
+    if ((edges[groups] - edges[0]) * (wide + tall) > MIN_PARALLEL)
   {
     std::vector<T> left(order ? BLOCK * tall : 0), right(order ? BLOCK * wide : 0);
 #pragma omp for schedule(dynamic)
@@ -122,8 +120,8 @@ extern "C" void use_products(void* single, void* twice) {
 #define EXPORT(T, S)                                                                           \
   extern "C" void grouped_product_##S(const T* x, const T* matrix, T* y, const int64_t* order, \
                                       const int64_t* edges, int64_t groups, int64_t wide,      \
-                                      int64_t tall, int64_t turned, int64_t add) {             \
-    product<T>(x, matrix, y, order, edges, groups, wide, tall, turned, add);                   \
+                                      int64_t tall, int64_t turned) {                       \
+    product<T>(x, matrix, y, order, edges, groups, wide, tall, turned);                            \
   }                                                                                            \
   extern "C" void grouped_outer_##S(const T* a, const T* b, T* gradient, const int64_t* order, \
                                     const int64_t* edges, int64_t groups, int64_t tall,        \

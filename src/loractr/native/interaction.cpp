@@ -16,7 +16,8 @@ template <class T, int SIZE>
 void attend(const T* q, const T* k, const T* v, T* out, T* share, int64_t rows, int64_t fields,
             int64_t heads, int64_t width) {
   const int64_t size = SIZE ? SIZE : width, step = heads * size;
-#pragma omp parallel for schedule(static) if (rows * fields * step > MIN_PARALLEL)
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) \
+    if (rows * fields * step > MIN_PARALLEL)
   for (int64_t n = 0; n < rows; n++)
     for (int64_t h = 0; h < heads; h++)
       for (int64_t i = 0; i < fields; i++) {
@@ -45,38 +46,41 @@ template <class T, int SIZE>
 void attend_backward(const T* g, const T* q, const T* k, const T* v, const T* share, T* dq, T* dk,
                      T* dv, int64_t rows, int64_t fields, int64_t heads, int64_t width) {
   const int64_t size = SIZE ? SIZE : width, step = heads * size;
-#pragma omp parallel for schedule(static) if (rows * fields * step > MIN_PARALLEL)
-  for (int64_t n = 0; n < rows; n++) {
-    const int64_t row = n * fields * step;
-    for (T* d : {dq, dk, dv}) std::fill(d + row, d + row + fields * step, T(0));
+#pragma omp parallel num_threads(loractr_threads) if (rows * fields * step > MIN_PARALLEL)
+  {
     std::vector<T> da(fields);
-    for (int64_t h = 0; h < heads; h++)
-      for (int64_t i = 0; i < fields; i++) {
-        const int64_t base = row + h * size, at = base + i * step;
-        const T* a = share + ((n * heads + h) * fields + i) * fields;
-        T mean = 0;
-        for (int64_t j = 0; j < fields; j++) {
-          const T* vj = v + base + j * step;
-          T* dvj = dv + base + j * step;
-          T sum = 0;
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+      const int64_t row = n * fields * step;
+      for (T* d : {dq, dk, dv}) std::fill(d + row, d + row + fields * step, T(0));
+      for (int64_t h = 0; h < heads; h++)
+        for (int64_t i = 0; i < fields; i++) {
+          const int64_t base = row + h * size, at = base + i * step;
+          const T* a = share + ((n * heads + h) * fields + i) * fields;
+          T mean = 0;
+          for (int64_t j = 0; j < fields; j++) {
+            const T* vj = v + base + j * step;
+            T* dvj = dv + base + j * step;
+            T sum = 0;
 #pragma omp simd reduction(+ : sum)
-          for (int64_t d = 0; d < size; d++) {
-            sum += g[at + d] * vj[d];
-            dvj[d] += a[j] * g[at + d];
+            for (int64_t d = 0; d < size; d++) {
+              sum += g[at + d] * vj[d];
+              dvj[d] += a[j] * g[at + d];
+            }
+            da[j] = sum;
+            mean += a[j] * sum;
           }
-          da[j] = sum;
-          mean += a[j] * sum;
-        }
-        for (int64_t j = 0; j < fields; j++) {
-          const T ds = a[j] * (da[j] - mean);
-          const int64_t other = base + j * step;
+          for (int64_t j = 0; j < fields; j++) {
+            const T ds = a[j] * (da[j] - mean);
+            const int64_t other = base + j * step;
 #pragma omp simd
-          for (int64_t d = 0; d < size; d++) {
-            dq[at + d] += ds * k[other + d];
-            dk[other + d] += ds * q[at + d];
+            for (int64_t d = 0; d < size; d++) {
+              dq[at + d] += ds * k[other + d];
+              dk[other + d] += ds * q[at + d];
+            }
           }
         }
-      }
+    }
   }
 }
 
@@ -86,13 +90,14 @@ inline T relu(T x) {
   return x <= 0 ? T(0) : x;
 }
 
-// Of h (rows, elements, width). pooled (rows, width - from): sums of ReLU(h) over the elements, columns
-// `from` and up. pairs (rows, elements, fields * onward): the first `onward` columns of ReLU(h) times
-// each column of first (rows, elements, fields); not where onward = 0.
+// Of h (rows, elements, width). pooled (rows, width - from): sums of ReLU(h) over the elements,
+// columns `from` and up. pairs (rows, elements, fields * onward): the first `onward` columns of
+// ReLU(h) times each column of first (rows, elements, fields); not where onward = 0.
 template <class T>
 void cin(const T* h, const T* first, T* pairs, T* pooled, int64_t rows, int64_t elements,
          int64_t width, int64_t onward, int64_t from, int64_t fields) {
-#pragma omp parallel for schedule(static) if (rows * elements * width > MIN_PARALLEL)
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) \
+    if (rows * elements * width > MIN_PARALLEL)
   for (int64_t n = 0; n < rows; n++) {
     T* sum = pooled + n * (width - from);
     std::fill(sum, sum + width - from, T(0));
@@ -116,7 +121,8 @@ template <class T>
 void cin_backward(const T* h, const T* first, const T* dpairs, const T* dpooled, T* dh, T* dfirst,
                   int64_t rows, int64_t elements, int64_t width, int64_t onward, int64_t from,
                   int64_t fields) {
-#pragma omp parallel for schedule(static) if (rows * elements * width > MIN_PARALLEL)
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) \
+    if (rows * elements * width > MIN_PARALLEL)
   for (int64_t n = 0; n < rows; n++) {
     const T* sum = dpooled + n * (width - from);
     for (int64_t k = 0; k < elements; k++) {

@@ -9,3 +9,5 @@
 #include <vector>
 
 constexpr int64_t MIN_PARALLEL = 1 << 16;  // fewer elements than this are one thread's work
+
+extern int loractr_threads;  // how many may work, see use_threads

@@ -5,12 +5,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loractr.errors import UsageError
 from loractr.native.compiling import place
@@ -28,17 +29,26 @@ class Library:
     a pointer, None as a null pointer, an int as int64_t, a float as double, and the name gets the
     element type of the first tensor: `call("dropout", x, …)` is `dropout_float32(x, …)`.
 
-    Pointers are not checked: who calls knows shapes and layouts, see `library_for`.
+    Nothing is checked here: who calls has looked at types and layouts (`library_for`) and at
+    shapes, and leaves what does not fit to torch's operations, which say what is wrong.
+
+    Raises:
+        OSError: the file cannot be loaded here.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._functions = ctypes.CDLL(str(path))
+        self._threads = 0
         self.multiplies = self._take_products()
         """Whether there are products: their inner loops are those of the library beside torch."""
 
     def call(self, name: str, first: Tensor, *others: Tensor | float | None) -> None:
-        """One call, with the interpreter's lock released meanwhile."""
+        """One call on torch's number of threads, with the interpreter's lock released meanwhile."""
+        threads = torch.get_num_threads()
+        if threads != self._threads:
+            self._functions.use_threads(threads)
+            self._threads = threads
         suffix = "float32" if first.dtype == torch.float32 else "float64"
         function = getattr(self._functions, f"{name}_{suffix}")
         function(_argument(first), *map(_argument, others))
@@ -65,76 +75,45 @@ def _argument(value: Tensor | float | None) -> object:
     return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
 
 
-@cache
-def _loaded(path: Path) -> Library | None:
-    if not path.exists():
-        log.info("no compiled kernels here (`loractr kernels build` makes them): torch's are used")
-        return None
-    return Library(path)
+Used = Library | None | Literal["not chosen"]
 
-
-def _checked(choice: str) -> Choice:
-    for one in get_args(Choice):
-        if choice == one:
-            found: Choice = one
-            return found
-    raise UsageError(f"kernels are 'auto', 'native' or 'torch', not {choice!r} (see {VARIABLE}).")
-
-
-class _Chosen:
-    """What this process computes with; looked up once, and again when the choice changes."""
-
-    def __init__(self) -> None:
-        self.choice: Choice | None = None
-        self._library: Library | None = None
-        self._known = False
-
-    def choose(self, choice: Choice | None) -> None:
-        self.choice, self._known = choice, False
-
-    def library(self) -> Library | None:
-        if not self._known:
-            choice = self.choice or _checked(os.environ.get(VARIABLE, "auto"))
-            self._library = None if choice == "torch" else _loaded(place())
-            if choice == "native" and self._library is None:
-                raise UsageError(
-                    "kernels: native was asked for, but they are not built for these sources and"
-                    f" this processor: there is no {place()}.",
-                    fix="run `loractr kernels build`, or leave the choice at auto.",
-                )
-            self._known = True
-        return self._library
-
-
-_chosen = _Chosen()
+_used: ContextVar[Used] = ContextVar("loractr_kernels", default="not chosen")
 
 
 @contextmanager
 def use(choice: Choice) -> Iterator[None]:
-    """Compute with these kernels meanwhile: `native`, `torch`, or, with `auto`, the choice that was
-    made outside: by another `use`, by the environment variable LORACTR_KERNELS, else the compiled
-    ones where they are built.
+    """Compute with these kernels meanwhile, in this thread: `native`, `torch`, or, with `auto`, the
+    choice made outside: by another `use`, by the environment variable LORACTR_KERNELS, else the
+    compiled ones where they are built.
 
     Raises:
         UsageError: there is no such choice, or "native" without compiled kernels.
     """
-    before = _chosen.choice
-    if choice != "auto":
-        _chosen.choose(_checked(choice))
-    try:
+    if _checked(choice) == "auto":
         library()
         yield
+        return
+    token = _used.set(_insisted() if choice == "native" else None)
+    try:
+        yield
     finally:
-        _chosen.choose(before)
+        _used.reset(token)
 
 
 def library() -> Library | None:
     """The compiled library, if it is there and wanted.
 
     Raises:
-        UsageError: "native" was asked for without compiled kernels.
+        UsageError: LORACTR_KERNELS is no choice, or "native" without compiled kernels.
     """
-    return _chosen.library()
+    used = _used.get()
+    return by_default() if used == "not chosen" else used
+
+
+def chosen() -> Choice:
+    """The choice that `use` has made here; `auto` where it has made none."""
+    used = _used.get()
+    return "auto" if used == "not chosen" else "torch" if used is None else "native"
 
 
 def library_for(*tensors: Tensor) -> Library | None:
@@ -148,4 +127,53 @@ def library_for(*tensors: Tensor) -> Library | None:
     for one in tensors:
         if one.dtype != kind or one.device.type != "cpu" or not one.is_contiguous():
             return None
+        if type(one) not in (Tensor, nn.Parameter):  # a stand-in that has no memory
+            return None
     return library()
+
+
+@cache
+def by_default() -> Library | None:
+    """What is used where nobody chose: looked up once, and again after `build`."""
+    choice = _checked(os.environ.get(VARIABLE, "auto"))
+    if choice == "torch":
+        return None
+    if choice == "native":
+        return _insisted()
+    path = place()
+    if not path.exists():
+        log.info("no compiled kernels here (`loractr kernels build` makes them): torch's are used")
+        return None
+    try:
+        return Library(path)
+    except OSError as error:
+        log.warning(
+            "the compiled kernels do not load (%s): torch's are used; `loractr kernels build`"
+            " makes them anew",
+            error,
+        )
+        return None
+
+
+def _insisted() -> Library:
+    path = place()
+    try:
+        return Library(path)
+    except OSError as error:
+        why = str(error) if path.exists() else f"there is no {path}"
+        raise UsageError(
+            "kernels: native was asked for, but there are none for these sources and this"
+            f" processor: {why}.",
+            fix="run `loractr kernels build`, or leave the choice at auto.",
+        ) from error
+
+
+def _checked(choice: str) -> Choice:
+    for one in get_args(Choice):
+        if choice == one:
+            found: Choice = one
+            return found
+    raise UsageError(
+        f"kernels are 'auto', 'native' or 'torch', not {choice!r}.",
+        fix=f"correct `kernels` in the configuration, or the environment variable {VARIABLE}.",
+    )

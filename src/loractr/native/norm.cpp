@@ -124,7 +124,7 @@ void backward_panel(const T* x, const T* g, T* dx, Rows<T> rows, int64_t columns
 template <class T, class F>
 void over_groups(const int64_t* order, const int64_t* edges, int64_t groups, int64_t width, F f) {
   const int64_t panels = (width + PANEL - 1) / PANEL;
-#pragma omp parallel for collapse(2) schedule(dynamic) \
+#pragma omp parallel for num_threads(loractr_threads) collapse(2) schedule(dynamic) \
     if ((edges[groups] - edges[0]) * width > MIN_PARALLEL)
   for (int64_t group = 0; group < groups; group++)
     for (int64_t panel = 0; panel < panels; panel++) {

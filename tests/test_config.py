@@ -320,7 +320,8 @@ def test_domain_stages_have_settings_of_their_own_too():
     [
         ({"embedding_updates": "sparse", "weight_decay": 0.1}, r"no weight decay \(0.1\)"),
         ({"embedding_updates": "sparse", "clip_norm": 1}, r"no clip_norm \(1.0\)"),
-        ({"sampling": {"temperature": 2}, "domain_sequential": True}, "two orders of the rows"),
+        ({"sampling": {"temperature": 2}, "domain_sequential": True}, "are orders of the rows"),
+        ({"domains_per_batch": 4, "domain_sequential": True}, "domain_sequential and domains_per"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused_before_any_work(training, expected):

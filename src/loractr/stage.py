@@ -69,6 +69,9 @@ class Settings(Record):
     """Independent stages: most domains that take part in one step."""
     domain_sequential: bool = False
     """The authors' order: one domain after the other within an epoch, batches of one domain."""
+    domains_per_batch: PositiveInt | None = None
+    """Rows come in runs of one domain, about this many domains a batch: with hundreds of domains a
+    step then costs what it costs with few. Batches mix all domains when absent."""
     embedding_updates: Literal["auto", "dense", "sparse"] = "auto"
     """dense: Adam on whole tables. sparse: lazy Adam on the rows of the batch, another optimiser.
     auto: sparse on tables of more than 500,000 rows where no weight decay or clip_norm forbids it,
@@ -95,8 +98,14 @@ class Settings(Record):
                 f" have no weight decay ({self.table_weight_decay:g}) and no clip_norm"
                 f" ({self.clip_norm}); use embedding_weight_decay: 0, or embedding_updates: dense"
             )
-        if self.sampling is not None and self.domain_sequential:
-            found.append("sampling and domain_sequential are two orders of the rows: choose one")
+        orders = {
+            "sampling": self.sampling is not None,
+            "domain_sequential": self.domain_sequential,
+            "domains_per_batch": self.domains_per_batch is not None,
+        }
+        asked = [name for name, wanted in orders.items() if wanted]
+        if len(asked) > 1:
+            found.append(f"{' and '.join(asked)} are orders of the rows: choose one")
         return found
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loractr.data import order as module
-from loractr.data.order import BlockOrder, balanced, domain_sequential, shuffled
+from loractr.data.order import BlockOrder, balanced, clustered, domain_sequential, shuffled
 
 DOMAINS = np.repeat([0, 1, 2, -1], [50, 7, 20, 3]).astype(np.int32)
 
@@ -129,9 +129,46 @@ def test_the_authors_order_visits_the_domains_in_another_order_each_epoch():
     assert firsts == {-1, 0, 1, 2}
 
 
-@pytest.mark.parametrize("make", [balanced, domain_sequential])
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(-1, 9), max_size=120),
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(0, 3),
+)
+def test_clustered_batches_have_every_row_once_in_runs_of_one_domain(ids, size, together, seed):
+    domains = np.array(ids, np.int32)
+    order = np.concatenate([*batches(clustered(domains, size, (seed,), together=together)), [0]])
+    order = order[:-1].astype(int)
+    assert sorted(order) == list(range(len(ids)))
+    run = max(1, size // together)
+    places = np.flatnonzero(np.diff(domains[order])) + 1  # where another domain begins
+    lengths = np.diff([0, *places, len(ids)])
+    whole = -(-np.bincount(domains + 1, minlength=11) // run).sum()  # runs, if none met its like
+    assert len(places) + 1 <= max(whole, 1)
+    assert (lengths % run != 0).sum() <= 11 * (1 + (lengths > run).sum())
+
+
+def test_a_clustered_batch_has_few_of_many_domains():
+    domains = np.random.default_rng(0).integers(0, 300, 60_000).astype(np.int32)
+    found = batches(clustered(domains, 2048, (0, 0), together=16))
+    assert {len(batch) for batch in found[:-1]} == {2048}
+    counts = [len(set(domains[batch])) for batch in found[:-1]]
+    # 200 rows a domain make one run of 128 and a shorter one: two runs where one would do
+    assert max(counts) <= 32
+    mixed = [len(set(domains[batch])) for batch in batches(shuffled(60_000, 2048, (0, 0)))]
+    assert min(mixed[:-1]) > 290
+
+
+def test_clustered_rows_of_a_domain_are_shuffled():
+    domains = np.zeros(1000, np.int32)
+    order = np.concatenate(batches(clustered(domains, 100, (1, 2), together=4)))
+    assert np.abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize("make", [balanced, domain_sequential, clustered])
 def test_orders_by_domain_are_functions_of_the_seed(make):
-    options = {"temperature": 3.0} if make is balanced else {}
+    options = {balanced: {"temperature": 3.0}, clustered: {"together": 2}}.get(make, {})
 
     def order(seed):
         return np.concatenate(batches(make(DOMAINS, 9, seed, **options)))

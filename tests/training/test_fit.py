@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from loractr.adapters.mlora import EXPERTS
 from loractr.batch import Bag, Batch, Route
-from loractr.data.order import balanced, domain_sequential, shuffled
+from loractr.data.order import balanced, clustered, domain_sequential, shuffled
 from loractr.errors import (
     ConfigError,
     DataError,
@@ -188,6 +188,13 @@ def test_domains_can_be_balanced(make_data, make_model):
     check(
         make_model(data), data, settings, lambda seed: balanced(domains, 16, seed, temperature=4.0)
     )
+
+
+def test_batches_can_hold_few_domains(make_data, make_model):
+    data = make_data()
+    domains = data.train.domains[:, 0]
+    settings = stage(domains_per_batch=2)
+    check(make_model(data), data, settings, lambda seed: clustered(domains, 16, seed, together=2))
 
 
 def joined(rows, *indices):
@@ -539,7 +546,9 @@ def test_a_schema_without_divisions_is_one_domain(make_data, make_model):
     assert result.value is not None
 
 
-@pytest.mark.parametrize("order", [{"domain_sequential": True}, {"sampling": Sampling()}])
+@pytest.mark.parametrize(
+    "order", [{"domain_sequential": True}, {"sampling": Sampling()}, {"domains_per_batch": 2}]
+)
 def test_an_order_by_domain_needs_a_division(make_data, make_model, order):
     data = make_data()
     data = replace(data, schema=Schema(fields=data.schema.fields))

@@ -131,5 +131,35 @@ def domain_sequential(domains: NDArray[np.int32], batch_size: int, seed: Sequenc
     return Epoch(np.concatenate(order), np.concatenate(bounds))
 
 
+def clustered(
+    domains: NDArray[np.int32], batch_size: int, seed: Sequence[int], *, together: int
+) -> Epoch:
+    """Every row once, in runs of batch_size / together rows of one domain, runs in random order:
+    a batch has rows of about `together` domains, more where domains have fewer rows than a run.
+
+    With many domains, a step then touches few experts. The price is that the rows of a batch are
+    not independent draws: a step's gradient of what domains share leans towards those in the batch.
+
+    Args:
+        domains: (N,) domain of each row; -1, where it occurs, counts as a domain.
+        batch_size: Rows of a batch.
+        seed: Any number of non-negative integers.
+        together: Domains of a batch.
+    """
+    rng = np.random.default_rng(tuple(seed))
+    rows = rng.permutation(len(domains))
+    rows = rows[np.argsort(domains[rows], kind="stable")]  # by domain, in random order within
+    sizes = np.unique(domains, return_counts=True)[1]
+    run = max(1, batch_size // together)
+    runs = -(-sizes // run)  # of each domain
+    within = np.arange(runs.sum()) - np.repeat(np.cumsum(runs) - runs, runs)  # 0, 1, … in a domain
+    starts = np.repeat(np.cumsum(sizes) - sizes, runs) + within * run
+    lengths = np.minimum(run, np.repeat(np.cumsum(sizes), runs) - starts)
+    order = rng.permutation(len(starts))
+    starts, lengths = starts[order], lengths[order]
+    moved = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return Epoch(rows[moved + np.arange(len(rows))], _every(len(rows), batch_size))
+
+
 def _every(rows: int, batch_size: int) -> Index:
     return np.append(np.arange(0, rows, batch_size), rows).astype(np.int64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loractr.batch import Batch
 from loractr.data.loader import collate, sizes_of
-from loractr.data.order import Epoch, Index, balanced, domain_sequential, shuffled
+from loractr.data.order import Epoch, Index, balanced, clustered, domain_sequential, shuffled
 from loractr.errors import TrainingError
 from loractr.stage import Stage
 from loractr.training.events import StageResult, StageStarted, Validated
@@ -122,22 +122,22 @@ class SharedLoop:
         train, stage = self.around.train, self.stage
         seed = (*self.around.seed, number)
         natural = self.around.validator.division
-        if natural is None and (stage.domain_sequential or stage.sampling is not None):
+        if not (stage.domain_sequential or stage.domains_per_batch or stage.sampling):
+            on_disk = isinstance(train.row, np.memmap)
+            return shuffled(len(train), stage.batch_size, seed, on_disk=on_disk)
+        if natural is None:
             raise TrainingError(
                 f"stage {stage.name!r} orders the rows by domain, but the schema has no division.",
-                fix="leave out training.sampling and domain_sequential, or set data.divisions.",
+                fix="leave out training.sampling, domain_sequential and domains_per_batch, or set"
+                " data.divisions.",
             )
-        if natural is not None and stage.domain_sequential:
-            return domain_sequential(train.domains[:, natural], stage.batch_size, seed)
-        if natural is not None and stage.sampling is not None:
-            return balanced(
-                train.domains[:, natural],
-                stage.batch_size,
-                seed,
-                temperature=stage.sampling.temperature,
-            )
-        on_disk = isinstance(train.row, np.memmap)
-        return shuffled(len(train), stage.batch_size, seed, on_disk=on_disk)
+        domains, size = train.domains[:, natural], stage.batch_size
+        if stage.domain_sequential:
+            return domain_sequential(domains, size, seed)
+        if stage.sampling is not None:
+            return balanced(domains, size, seed, temperature=stage.sampling.temperature)
+        assert stage.domains_per_batch is not None
+        return clustered(domains, size, seed, together=stage.domains_per_batch)
 
     def _validate(self) -> None:
         model, stage = self.around.model, self.stage

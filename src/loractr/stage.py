@@ -9,6 +9,7 @@ from loractr.schema import Record
 
 Select = Literal["mean_auc", "wauc", "pooled_auc", "log_loss"]
 Loss = Literal["row_mean", "domain_mean"]
+EmbeddingOptimizer = Literal["adam", "lazy_adam", "rowwise_adagrad"]
 Probability = Annotated[float, Bound(ge=0.0, lt=1.0)]
 
 
@@ -72,10 +73,10 @@ class Settings(Record):
     domains_per_batch: PositiveInt | None = None
     """Rows come in runs of one domain, about this many domains a batch: with hundreds of domains a
     step then costs what it costs with few. Batches mix all domains when absent."""
-    embedding_updates: Literal["auto", "dense", "sparse"] = "auto"
-    """dense: Adam on whole tables. sparse: lazy Adam on the rows of the batch, another optimiser.
-    auto: sparse on tables of more than 500,000 rows where no weight decay or clip_norm forbids it,
-    dense on all others; the choice is written to the log and to metrics.json."""
+    embedding_optimizer: EmbeddingOptimizer = "adam"
+    """Optimiser of embedding tables; three different ones, never exchanged for speed.
+    adam: as for all other weights. lazy_adam: a row's moments move and decay only in batches that
+    read the row. rowwise_adagrad: one accumulator a row, the mean of its squared gradients."""
 
     @property
     def table_weight_decay(self) -> float:
@@ -92,11 +93,11 @@ class Settings(Record):
     def conflicts(self) -> list[str]:
         """What is asked for but cannot be had together, in words."""
         found = []
-        if self.embedding_updates == "sparse" and (self.table_weight_decay or self.clip_norm):
+        if self.embedding_optimizer != "adam" and self.table_weight_decay:
             found.append(
-                "embedding_updates: sparse touches only the rows of a batch, so the embeddings can"
-                f" have no weight decay ({self.table_weight_decay:g}) and no clip_norm"
-                f" ({self.clip_norm}); use embedding_weight_decay: 0, or embedding_updates: dense"
+                f"embedding_optimizer: {self.embedding_optimizer} moves only the rows of a batch,"
+                f" so the embeddings can have no weight decay ({self.table_weight_decay:g}); use"
+                " embedding_weight_decay: 0, or embedding_optimizer: adam"
             )
         orders = {
             "sampling": self.sampling is not None,

@@ -1,15 +1,15 @@
 """From ids to vectors: the tables of all categorical and sequence fields, and the linear term."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loractr.batch import Batch
 from loractr.errors import ConfigError, UsageError
 from loractr.layers.dropout import Dropout
+from loractr.layers.lookup import Bags, RowGradient, Touched, all_ids, look_up, look_up_by_rows
 from loractr.schema import Field, Schema
 
 
@@ -67,7 +67,8 @@ class Table(nn.Module):
         generator: Source of the initial vectors.
 
     Attributes:
-        sparse: Let gradients be sparse (only the batch's rows), as lazy optimisers want them.
+        row_gradients: By name ("weight", "first_order"), where gradients by rows go; what is not
+            named has its `.grad`.
 
     Shapes: (N, F) ids and bags of L ids → vectors (N, fields, size), linear terms (N,).
     Cost: one lookup for all categorical fields, one pooled lookup for all sequences.
@@ -93,7 +94,7 @@ class Table(nn.Module):
         self.fields = tuple(sorted(fields, key=lambda field: field.kind == "sequence"))
         self.size = size
         self.trainable = trainable
-        self.sparse = False
+        self.row_gradients: dict[str, RowGradient] = {}
         sizes = [field.size for field in self.fields]
         self.first_rows = [sum(sizes[:i]) for i in range(len(sizes))]
         weight = torch.empty(sum(sizes), size).normal_(std=std, generator=generator)
@@ -116,10 +117,20 @@ class Table(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Vectors of this table's fields, and their share of the linear term."""
         rows, bags = self._rows(batch.ids), self._bags(batch)
-        vectors = self._look_up(self.weight, rows, bags)
+        touched = None
+        if self.row_gradients and torch.is_grad_enabled():
+            touched = Touched.of(all_ids(rows, bags), self.weight)
+
+        def found(name: str, weight: Tensor) -> Tensor:
+            gradient = self.row_gradients.get(name)
+            if gradient is None or touched is None:
+                return look_up(weight, rows, bags)
+            return look_up_by_rows(weight, rows, bags, touched, gradient)
+
+        vectors = found("weight", self.weight)
         if self.first_order is None:
             return vectors, None
-        return vectors, self._look_up(self.first_order, rows, bags).sum((1, 2))
+        return vectors, found("first_order", self.first_order).sum((1, 2))
 
     def _rows(self, ids: Tensor) -> Tensor:
         """(N, F) int32 ids → (N, fields) int64 rows of the table."""
@@ -127,8 +138,8 @@ class Table(nn.Module):
             ids = ids.index_select(1, self.columns)
         return ids[:, : self._categorical] + self.starts
 
-    def _bags(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """All sequence fields as one run of bags, one field after the other: (L,), (S · N + 1,)."""
+    def _bags(self, batch: Batch) -> Bags | None:
+        """All sequence fields as one run of bags, one field after the other."""
         if not self._sequences:
             return None
         values, offsets, end = [], [], None
@@ -140,26 +151,7 @@ class Table(nn.Module):
             offsets.append(shifted[:-1])
             end = shifted[-1:]
         assert end is not None
-        return torch.cat(values), torch.cat([*offsets, end])
-
-    def _look_up(self, weight: Tensor, rows: Tensor, bags: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(N, fields, width), the sequence fields last."""
-        count, width = rows.shape[0], weight.shape[1]
-        if self.sparse:
-            vectors = F.embedding(rows, weight, sparse=True)
-        else:  # its backward is two to four times as fast as F.embedding's
-            vectors = weight.index_select(0, rows.flatten()).view(count, rows.shape[1], width)
-        if bags is None:
-            return vectors
-        values, offsets = bags
-        if torch.compiler.is_exporting():
-            pooled = _means(weight, values, offsets, len(self._sequences) * count)
-        else:
-            pooled = F.embedding_bag(
-                values, weight, offsets, mode="mean", include_last_offset=True, sparse=self.sparse
-            )
-        pooled = pooled.view(len(self._sequences), count, width).transpose(0, 1)
-        return torch.cat([vectors, pooled], 1) if self._categorical else pooled
+        return Bags(torch.cat(values), torch.cat([*offsets, end]), len(self._sequences))
 
     @torch.no_grad()
     def fill_unknown(self) -> None:
@@ -288,28 +280,19 @@ class Embedding(nn.Module):
         for table in self._tables():
             table.fill_unknown()
 
-    def set_sparse(self, names: Collection[str]) -> None:
-        """Let the named parameters (`embedding.tables.<table>.…`) have sparse gradients: only the
-        batch's rows. All other tables have dense ones."""
+    def set_row_gradients(self, gradients: Mapping[str, RowGradient]) -> None:
+        """Let the named parameters (`embedding.tables.<table>.<tensor>`) leave their gradients by
+        rows in what is given for them. All others have a `.grad`."""
         for name, table in zip(self.tables, self._tables(), strict=True):
-            table.sparse = any(n.startswith(f"embedding.tables.{name}.") for n in names)
+            own = f"embedding.tables.{name}."
+            table.row_gradients = {
+                full.removeprefix(own): gradient
+                for full, gradient in gradients.items()
+                if full.startswith(own)
+            }
 
     def _tables(self) -> list[Table]:
         return [table for table in self.tables.values() if isinstance(table, Table)]
-
-
-def _means(weight: Tensor, values: Tensor, offsets: Tensor, bags: int) -> Tensor:
-    """`F.embedding_bag` in mode "mean", for exported graphs: ONNX has no such operator, and the
-    loop in its place takes a hundred times as long as all else, and fails when there is no bag.
-
-    Differences of a running sum, in float64 so that a bag does not feel what stands before it. The
-    number of bags comes from the rows: taken from `offsets`, it would bind a graph to some sizes.
-    """
-    running = weight.index_select(0, values).double().cumsum(0)
-    running = torch.cat([running.new_zeros(1, weight.shape[1]), running])
-    starts, stops = offsets[:bags], offsets[1 : bags + 1]
-    sums = running.index_select(0, stops) - running.index_select(0, starts)
-    return (sums / (stops - starts).clamp(min=1).unsqueeze(1)).to(weight.dtype)
 
 
 def _field_widths(schema: Schema, size: int, pretrained: Mapping[str, Tensor]) -> dict[str, int]:

@@ -49,7 +49,7 @@ class Library:
         if threads != self._threads:
             self._functions.use_threads(threads)
             self._threads = threads
-        suffix = "float32" if first.dtype == torch.float32 else "float64"
+        suffix = str(first.dtype).removeprefix("torch.")
         function = getattr(self._functions, f"{name}_{suffix}")
         function(_argument(first), *map(_argument, others))
 

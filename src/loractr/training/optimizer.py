@@ -1,9 +1,10 @@
-"""Adam for a stage: fused on whole tensors, lazy on the rows of large tables, or per expert.
+"""The optimiser of a stage: Adam on whole tensors, by rows on embedding tables, or per expert.
 
-All three follow Kingma and Ba (ICLR 2015) with torch's defaults (0.9, 0.999, 1e-8). Coupled weight
-decay adds `weight_decay * w` to the gradient as the papers do; decoupled is AdamW.
+All follow Kingma and Ba (ICLR 2015) with torch's defaults (0.9, 0.999, 1e-8). Coupled weight
+decay adds `weight_decay * w` to the gradient as the papers do; decoupled is AdamW's.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 
@@ -11,13 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from loractr.errors import TrainingError
+from loractr.errors import CheckpointError, TrainingError
+from loractr.layers.lookup import RowGradient
+from loractr.native import library_for
 from loractr.stage import Settings, Stage
+from loractr.training.rows import (
+    BETA1,
+    BETA2,
+    EPS,
+    MEMORY,
+    ExactAdam,
+    History,
+    LazyAdam,
+    RowAverage,
+    RowOptimizer,
+    RowwiseAdagrad,
+)
 
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+log = logging.getLogger(__name__)
 
-SPARSE_ROWS = 500_000
-"""`embedding_updates: auto` updates lazily the tables with more rows than this."""
+LARGE = 50_000
+"""From so many rows on, Adam by rows is faster than Adam on the whole table; both are the same."""
 
 
 def rate_factor(settings: Settings, epoch: float) -> float:
@@ -35,33 +50,47 @@ def average_decay(ema: float, updates: int) -> float:
     return min(ema, (1.0 + updates) / (10.0 + updates))
 
 
-def lazy_tables(stage: Stage, trained: dict[str, nn.Parameter]) -> list[str]:
-    """Names of the embedding tables that are updated lazily, row by row, in this stage.
-
-    `auto` never chooses them beside weight decay, clipping or a weight average, which need every
-    row of a table in every step.
-    """
+def tables_by_rows(stage: Stage, trained: dict[str, nn.Parameter]) -> list[str]:
+    """Names of the tensors of embedding tables that are updated by rows in this stage: all of them
+    by an optimiser that works so; the large ones by Adam, to the same weights, where there are
+    compiled kernels for it."""
     tables = [name for name in trained if name.startswith("embedding.tables.")]
-    if stage.embedding_updates == "sparse":
+    if stage.embedding_optimizer != "adam":
         return tables
-    if stage.embedding_updates == "dense" or stage.table_weight_decay or stage.clip_norm:
-        return []
-    if stage.ema is not None:
-        return []
-    return [name for name in tables if len(trained[name]) > SPARSE_ROWS]
+    large = [name for name in tables if len(trained[name]) >= LARGE]
+    if stage.decoupled and stage.table_learning_rate * stage.table_weight_decay >= 1.0:
+        return []  # no weight is left: nothing that a row could catch up with
+    missed = [name for name in large if library_for(trained[name]) is None]
+    if missed:
+        log.info(
+            "Adam moves all %s rows of %s in every step; with compiled kernels (`loractr kernels"
+            " build`) it does so only for those of the batch, to the same weights",
+            f"{len(trained[missed[0]]):,}",
+            missed[0],
+        )
+    return [name for name in large if name not in missed]
 
 
 class WholeAdam:
-    """Adam over ordinary parameters, with clipping, schedule and a moving average of weights."""
+    """The optimiser of ordinary parameters and tables, with clipping, schedule and a moving average
+    of weights.
 
-    def __init__(self, stage: Stage, trained: dict[str, nn.Parameter], lazy: list[str]) -> None:
-        self.stage, self.trained, self.lazy = stage, trained, lazy
+    Args:
+        stage: Its settings.
+        trained: The parameters by name.
+        by_rows: The names of those that are updated by rows, see `tables_by_rows`. Their gradients
+            are expected in `row_gradients`, those of all others in `.grad`.
+    """
+
+    def __init__(self, stage: Stage, trained: dict[str, nn.Parameter], by_rows: list[str]) -> None:
+        self.stage, self.trained = stage, trained
         self.updates = 0
         self.average = (
             None if stage.ema is None else {n: p.detach().clone() for n, p in trained.items()}
         )
-        tables = [n for n in trained if n.startswith("embedding.") and n not in lazy]
-        others = [n for n in trained if n not in tables and n not in lazy]
+        self.whole = {n: p for n, p in trained.items() if n not in by_rows}
+        tables = [n for n in self.whole if n.startswith("embedding.")]
+        others = [n for n in self.whole if n not in tables]
         own, shared = stage.table_learning_rate, stage.learning_rate
         groups = [(others, shared, stage.weight_decay), (tables, own, stage.table_weight_decay)]
         if groups[0][1:] == groups[1][1:]:
@@ -70,71 +99,127 @@ class WholeAdam:
             _Fused({n: trained[n] for n in names}, rate, decay, decoupled=stage.decoupled)
             for names, rate, decay in groups
         ]
-        self.sparse = (
-            torch.optim.SparseAdam(
-                [trained[n] for n in lazy], lr=own, betas=(BETA1, BETA2), eps=EPS
-            )
-            if lazy
-            else None
-        )
+        self.history: History | None = None
+        if by_rows and stage.embedding_optimizer == "adam":
+            memory = max(MEMORY[trained[n].dtype] for n in by_rows)
+            self.history = History(memory, stage.table_weight_decay * stage.decoupled)
+        self.rows = {name: self._by_rows(name) for name in by_rows}
+
+    def _by_rows(self, name: str) -> RowOptimizer:
+        weight = self.trained[name]
+        average = None if self.average is None else self.average[name]
+        if self.history is not None:
+            coupled = 0.0 if self.stage.decoupled else self.stage.table_weight_decay
+            return ExactAdam(weight, average, self.history, coupled)
+        own = None if average is None else RowAverage(weight, average)
+        lazy = self.stage.embedding_optimizer == "lazy_adam"
+        return LazyAdam(weight, own) if lazy else RowwiseAdagrad(weight, own)
+
+    @property
+    def row_gradients(self) -> dict[str, RowGradient]:
+        """Where the gradients of tables by rows are expected, by name."""
+        return {name: rows.gradient for name, rows in self.rows.items()}
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for parameter in self.trained.values():
             parameter.grad = None
+        for rows in self.rows.values():
+            rows.gradient.clear()
 
     def step(self, epoch: float) -> None:
         """One update with the gradients at hand, `epoch` epochs into the stage."""
-        if self.stage.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.trained.values(), self.stage.clip_norm)
+        scale = self._clip()
         factor = rate_factor(self.stage, epoch)
         for group in self.dense:
             group.step(factor)
-        if self.sparse is not None:
-            self.sparse.param_groups[0]["lr"] = self.stage.table_learning_rate * factor
-            self.sparse.step()  # type: ignore[no-untyped-call]
         self.updates += 1
-        if self.average is not None and self.stage.ema is not None:
-            weight = 1.0 - average_decay(self.stage.ema, self.updates)
+        keep = 1.0 if self.stage.ema is None else average_decay(self.stage.ema, self.updates)
+        if self.rows:
+            self._step_rows(self.stage.table_learning_rate * factor, scale, keep)
+        if self.average is not None and self.whole:
             with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(self.average.values()), list(self.trained.values()), weight
-                )
+                averages = [self.average[name] for name in self.whole]
+                torch._foreach_lerp_(averages, list(self.whole.values()), 1.0 - keep)
+
+    def _step_rows(self, rate: float, scale: float, keep: float) -> None:
+        if self.history is not None:
+            self.history.add(rate, keep)
+        for rows in self.rows.values():
+            rows.step(self.updates, rate, scale)
+            if isinstance(rows, LazyAdam | RowwiseAdagrad) and rows.average is not None:
+                rows.average.add(keep)
+
+    def _clip(self) -> float:
+        """Clip the gradients at hand by their norm over all weights; returns what is left to
+        multiply those by rows with."""
+        most = self.stage.clip_norm
+        if most is None:
+            return 1.0
+        if not self.rows:
+            nn.utils.clip_grad_norm_(self.trained.values(), most)
+            return 1.0
+        given = [p.grad for p in self.whole.values() if p.grad is not None]
+        summed = [rows.gradient.sum_up() for rows in self.rows.values()]
+        norms = [g.norm() for g in (*given, *(s for s in summed if s is not None))]
+        scale = min(1.0, most / (float(torch.stack(norms).norm()) + 1e-6))
+        for gradient in given:
+            gradient.mul_(scale)
+        return scale
+
+    def catch_up(self) -> None:
+        """Bring every row of every table to the last update: to be called before weights are read
+        otherwise than by a training batch."""
+        for rows in self.rows.values():
+            rows.catch_up()
+        if self.history is not None:
+            self.history.forget()
 
     def swap_average(self) -> None:
         """Exchange the weights and their moving average (nothing without one)."""
         if self.average is not None:
+            self.catch_up()
             exchange(self.average, self.trained)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that a resumed run needs, by name."""
-        tensors = {key: value for group in self.dense for key, value in group.state()}
-        if self.sparse is not None:
-            for name in self.lazy:
-                for key, value in self.sparse.state.get(self.trained[name], {}).items():
-                    tensors[f"adam.{key}.{name}"] = torch.as_tensor(value)
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        """Every tensor that a resumed run needs, by name. Rows stand as they are: catching them up
+        at moments that the clock chooses would change the bits of what follows."""
+        tensors = dict(self._held())
+        if self.history is not None:
+            tensors |= self.history.state()
         tensors["updates"] = torch.tensor(self.updates)
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned.
+
+        Raises:
+            CheckpointError: other tables were updated by rows.
+        """
+        held = dict(self._held())
+        if not held.keys() <= tensors.keys() or (self.history is None) == (
+            "history.base" in tensors
+        ):
+            raise CheckpointError(
+                "the checkpoint's tables were updated with other kernels than this run's.",
+                fix="resume with the kernels that the run began with: see `loractr kernels`, and"
+                " `kernels` in the configuration.",
+            )
         self.updates = int(tensors["updates"])
+        for key, value in held.items():
+            value.copy_(tensors[key])
+        if self.history is not None:
+            self.history.restore(tensors)
+
+    def _held(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the state that are changed in place, by name: the tensors themselves."""
         for group in self.dense:
-            for key, value in group.state():
-                value.copy_(tensors[key])
-        if self.sparse is not None and self.updates:
-            for name in self.lazy:
-                weight, state = self.trained[name], f"adam.{{}}.{name}".format
-                self.sparse.state[weight] = {
-                    "step": int(tensors[state("step")]),
-                    "exp_avg": tensors[state("exp_avg")].to(weight.device, copy=True),
-                    "exp_avg_sq": tensors[state("exp_avg_sq")].to(weight.device, copy=True),
-                }
-        if self.average is not None:
-            for name, value in self.average.items():
-                value.copy_(tensors[f"average.{name}"])
+            yield from group.state()
+        for name, rows in self.rows.items():
+            for key, value in rows.state():
+                yield f"adam.{key}.{name}", value
+        for name, value in (self.average or {}).items():
+            yield f"average.{name}", value
 
 
 class _Fused:

@@ -28,7 +28,7 @@ from loractr.training.loop import (
     routing_of,
     steps_of,
 )
-from loractr.training.optimizer import WholeAdam, lazy_tables
+from loractr.training.optimizer import WholeAdam, tables_by_rows
 from loractr.training.stopping import Stopper
 from loractr.training.validate import chosen
 
@@ -41,10 +41,9 @@ class SharedLoop:
         self.trained = freeze_all_but(around.model, stage.trains)
         self.moving = moving_tensors(around.model, self.trained)
         self.trainable = sum(p.numel() for p in self.trained.values())
-        lazy = lazy_tables(stage, self.trained)
-        around.model.embedding.set_sparse(lazy)
-        self.adam = WholeAdam(stage, self.trained, lazy)
-        self.optimizer = _describe(stage, lazy)
+        self.adam = WholeAdam(stage, self.trained, tables_by_rows(stage, self.trained))
+        around.model.embedding.set_row_gradients(self.adam.row_gradients)
+        self.optimizer = _describe(stage, list(self.adam.rows))
         self.routing = routing_of(around.model, around.schema, stage)
         self.sizes = sizes_of(around.schema, self.routing)
         self.train = around.train
@@ -142,6 +141,7 @@ class SharedLoop:
     def _validate(self) -> None:
         model, stage = self.around.model, self.stage
         epoch = self.step / self.batches
+        self.adam.catch_up()
         self.adam.swap_average()
         model.embedding.fill_unknown()
         scores = self.around.validator.scores(model, self.routing)
@@ -178,9 +178,11 @@ class SharedLoop:
 
     def _finish(self) -> StageResult:
         """Put the best weights back; mixers that are no better than none do not act."""
+        model, best = self.around.model, self.stopper.best
+        self.adam.catch_up()
+        model.embedding.set_row_gradients({})
         if self.best is not None:
             copy_into(self.moving, self.best)
-        model, best = self.around.model, self.stopper.best
         model.set_dropout(None, None)
         judged = best is not None
         unmixed = best is not None and self.before is not None and best <= self.before
@@ -225,6 +227,11 @@ class SharedLoop:
         self.adam.restore(part(tensors, "optimizer."))
 
 
-def _describe(stage: Stage, lazy: list[str]) -> str:
-    name = "AdamW" if stage.decoupled else "Adam"
-    return f"{name}, fused" + (f"; lazy Adam on {', '.join(lazy)}" if lazy else "")
+def _describe(stage: Stage, by_rows: list[str]) -> str:
+    text = f"{'AdamW' if stage.decoupled else 'Adam'}, fused"
+    if not by_rows:
+        return text
+    tables = ", ".join(by_rows)
+    if stage.embedding_optimizer == "adam":
+        return f"{text}; by rows, caught up, on {tables}"
+    return f"{text}; {stage.embedding_optimizer} on {tables}"

@@ -12,7 +12,9 @@ constexpr int DIGIT = 12;      // most bits of an id that one pass of the sort l
 // The ids' distinct values in rising order, and for each the places where it stands, in their order.
 template <class I>
 int64_t group(const I* ids, int64_t count, int64_t* order, int64_t* edges, int64_t* rows) {
-  std::vector<uint64_t> pairs(count), turned(count);  // id in the upper half, place in the lower
+  thread_local std::vector<uint64_t> pairs, turned;  // id in the upper half, place in the lower
+  pairs.resize(count);
+  turned.resize(count);
   uint64_t all = 0;
   for (int64_t n = 0; n < count; n++) {
     all |= uint64_t(ids[n]);
@@ -49,6 +51,14 @@ int64_t group(const I* ids, int64_t count, int64_t* order, int64_t* edges, int64
   return distinct;
 }
 
+template <class T>
+void fetch(const T* table, int64_t row, int64_t width) {
+  if (table == nullptr) return;
+  const char *at = reinterpret_cast<const char*>(table + row * width);
+  const char *end = reinterpret_cast<const char*>(table + (row + 1) * width);
+  for (; at < end; at += 64) __builtin_prefetch(at, 1);
+}
+
 // A gradient by rows. The u-th row's is the sum of values[order[n]] over n in [edges[u], edges[u + 1]),
 // times `scale`; without `order` it is values[u], summed before.
 template <class T>
@@ -57,12 +67,14 @@ struct Gradient {
   const int64_t* order;
   const int64_t* edges;
   double scale;
+  int64_t last;  // place of the last in `order`
 
   void sum(int64_t u, int64_t width, T* to) const {
     const int64_t first = order ? order[edges[u]] : u;
     std::copy(values + first * width, values + (first + 1) * width, to);
     if (order)
       for (int64_t n = edges[u] + 1; n < edges[u + 1]; n++) {
+        fetch(values, order[std::min(n + AHEAD, last)], width);
         const T* from = values + order[n] * width;
 #pragma omp simd
         for (int64_t c = 0; c < width; c++) to[c] += from[c];
@@ -71,14 +83,6 @@ struct Gradient {
       for (int64_t c = 0; c < width; c++) to[c] *= T(scale);
   }
 };
-
-template <class T>
-void fetch(const T* table, int64_t row, int64_t width) {
-  if (table == nullptr) return;
-  const char *at = reinterpret_cast<const char*>(table + row * width);
-  const char *end = reinterpret_cast<const char*>(table + (row + 1) * width);
-  for (; at < end; at += 64) __builtin_prefetch(at, 1);
-}
 
 // f(u, row, buffer of two rows' size) for each of the rows, or, without a list, of the first `count`.
 // The rows' parts of `tables` are asked for beforehand.
@@ -278,7 +282,7 @@ EXPORT_IDS(int64_t, int64)
 #define EXPORT(T, S)                                                                              \
   extern "C" void row_sums_##S(const T* values, const int64_t* order, const int64_t* edges,       \
                                int64_t count, int64_t width, T* sums) {                           \
-    const Gradient<T> gradient{values, order, edges, 1};                                          \
+    const Gradient<T> gradient{values, order, edges, 1, edges[count] - 1};                                          \
     over_rows<T>(nullptr, count, width, {},                                                       \
                  [=](int64_t u, int64_t, T*) { gradient.sum(u, width, sums + u * width); });      \
   }                                                                                               \
@@ -286,7 +290,7 @@ EXPORT_IDS(int64_t, int64)
                                 int64_t width, const T* values, const int64_t* order,             \
                                 const int64_t* edges, double scale, double size, double beta1,    \
                                 double beta2, double eps) {                                       \
-    const Gradient<T> gradient{values, order, edges, scale};                                      \
+    const Gradient<T> gradient{values, order, edges, scale, edges[count] - 1};                                      \
     over_rows<T>(rows, count, width, {w, m, v}, [=](int64_t u, int64_t row, T* g) {               \
       gradient.sum(u, width, g);                                                                  \
       T *weight = w + row * width, *first = m + row * width, *second = v + row * width;           \
@@ -301,7 +305,7 @@ EXPORT_IDS(int64_t, int64)
                                       int64_t width, const T* values, const int64_t* order,       \
                                       const int64_t* edges, double scale, double rate,            \
                                       double eps) {                                               \
-    const Gradient<T> gradient{values, order, edges, scale};                                      \
+    const Gradient<T> gradient{values, order, edges, scale, edges[count] - 1};                                      \
     over_rows<T>(rows, count, width, {w}, [=](int64_t u, int64_t row, T* g) {                     \
       gradient.sum(u, width, g);                                                                  \
       T square = 0;                                                                               \
@@ -326,7 +330,7 @@ EXPORT_IDS(int64_t, int64)
       double beta1, double beta2, double eps, double decay, int64_t now, const int64_t* rows,     \
       int64_t count, const T* values, const int64_t* order, const int64_t* edges, double scale) { \
     const Adam<T> adam = ADAM(T);                                                                 \
-    const Gradient<T> gradient{values, order, edges, scale};                                      \
+    const Gradient<T> gradient{values, order, edges, scale, edges[count] - 1};                                      \
     over_rows<T>(rows, count, width, {w, m, v, average}, [=](int64_t u, int64_t row, T* buffer) { \
       adam.replay(row, now - 1, buffer + width);                                                  \
       gradient.sum(u, width, buffer);                                                             \

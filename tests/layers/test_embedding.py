@@ -6,6 +6,7 @@ from torch import Tensor
 from loractr.batch import Bag, Batch
 from loractr.errors import ConfigError, UsageError
 from loractr.layers.embedding import Embedded, Embedding
+from loractr.layers.lookup import RowGradient
 from loractr.schema import Field, Schema
 
 READY = {"item": (9, 5), "seen": (6, 5)}
@@ -163,30 +164,34 @@ def test_gradients_reach_exactly_the_rows_that_were_read():
         assert grad.abs().sum(1).nonzero().flatten().tolist() == read
 
 
-def test_sparse_gradients_hold_the_same_values_as_dense_ones():
-    grads = []
-    for sparse in (False, True):
-        layer = embedding()
-        for table in layer.tables.values():
-            table.sparse = sparse
-        out = layer(batch(6))
+def test_gradients_by_rows_hold_the_same_values_as_dense_ones():
+    layer, twin = embedding(), embedding()
+    names = ["weight", "first_order"]
+    given = {f"embedding.tables.size_4.{name}": RowGradient() for name in names}
+    layer.set_row_gradients({**given, "embedding.tables.size_3.other": RowGradient()})
+    for one in (layer, twin):
+        out = one(batch(6))
         (out.flat().square().sum() + out.first_order.square().sum()).backward()
-        table = layer.tables["size_4"]
-        assert table.weight.grad.is_sparse is sparse
-        grads.append([p.grad.to_dense() for p in table.parameters()])
-    torch.testing.assert_close(grads[0], grads[1])
+    for name, gradient in zip(names, given.values(), strict=True):
+        own, dense = (getattr(one.tables["size_4"], name).grad for one in (layer, twin))
+        touched, values = gradient.get()
+        assert own is None
+        torch.testing.assert_close(touched.sums(values), dense[touched.rows])
+        assert len(touched.rows) == (dense != 0).any(1).sum()
+    torch.testing.assert_close(
+        layer.tables["size_3"].weight.grad, twin.tables["size_3"].weight.grad
+    )
 
 
-def test_sparse_gradients_are_chosen_table_by_table():
-    layer = embedding()
-    layer.set_sparse(["embedding.tables.size_4.weight", "backbone.tower.0.linear.weight"])
-    assert {name: table.sparse for name, table in layer.tables.items()} == {
-        "size_4": True,
-        "size_3": False,
-        "size_5_frozen": False,
-    }
-    layer.set_sparse([])
-    assert not any(table.sparse for table in layer.tables.values())
+def test_gradients_are_dense_again_where_no_place_by_rows_is_given():
+    layer, gradient = embedding(), RowGradient()
+    layer.set_row_gradients({"embedding.tables.size_4.weight": gradient})
+    with torch.no_grad():  # scoring leaves nothing behind
+        layer(batch(6))
+    layer.set_row_gradients({})
+    layer(batch(6)).flat().sum().backward()
+    assert gradient.get() is None
+    assert layer.tables["size_4"].weight.grad is not None
 
 
 def test_what_does_not_train_is_not_filled_either():

@@ -22,7 +22,7 @@ from loractr.errors import (
 )
 from loractr.schema import Schema
 from loractr.stage import Sampling, Stage
-from loractr.training import fit
+from loractr.training import fit, optimizer
 from loractr.training.events import StageResult, StageStarted, Stepped, Validated
 from loractr.training.fit import History
 
@@ -432,10 +432,10 @@ def test_lazy_tables_train_as_torchs_sparse_adam(make_data, make_model, backbone
     data = make_data()
     model = make_model(data, backbone=backbone)
     twin = copy.deepcopy(model)
-    settings = stage(embedding_updates="sparse", epochs=1, keep_start=False)
+    settings = stage(embedding_optimizer="lazy_adam", epochs=1, keep_start=False)
     history = fit(model, data, [settings], seed=SEED)
     assert history.stages[0].optimizer.startswith(
-        "Adam, fused; lazy Adam on embedding.tables.size_4"
+        "Adam, fused; lazy_adam on embedding.tables.size_4"
     )
     tables = [p for n, p in twin.named_parameters() if n.startswith("embedding.tables.")]
     others = [p for n, p in twin.named_parameters() if not n.startswith("embedding.tables.")]
@@ -460,10 +460,33 @@ def test_lazy_tables_may_train_alone(make_data, make_model):
     data = make_data()
     model = make_model(data)
     before = copy.deepcopy(model.state_dict())
-    settings = stage(embedding_updates="sparse", trains=("embedding.tables.*",), keep_start=False)
+    settings = stage(
+        embedding_optimizer="lazy_adam", trains=("embedding.tables.*",), keep_start=False
+    )
     fit(model, data, [settings], seed=SEED)
     moved = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
     assert moved == {"embedding.tables.size_4.weight"}
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("backbone", ["mlp", "deepfm"])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.01, "ema": 0.9, "clip_norm": 1.0}], ids=["plain", "all"]
+)
+def test_large_tables_train_as_small_ones_do(make_data, make_model, monkeypatch, backbone, options):
+    """By rows or whole: the same weights, validations and averages, up to rounding."""
+    data, settings = make_data(), stage(epochs=4, decay="cosine", **options)
+    found = []
+    for large in (1, 10**9):
+        monkeypatch.setattr(optimizer, "LARGE", large)
+        model = make_model(data, backbone=backbone)
+        history = fit(model, data, [settings], seed=SEED)
+        found.append((model.state_dict(), history))
+        assert ("by rows, caught up, on" in history.stages[0].optimizer) == (large == 1)
+    for name, value in found[0][0].items():
+        torch.testing.assert_close(value, found[1][0][name], atol=1e-9, rtol=0, msg=name)
+    values = [[v.value for v in history.validations] for _, history in found]
+    assert values[0] == pytest.approx(values[1], abs=1e-9)
 
 
 def test_an_unknown_id_that_no_row_trained_reads_as_the_mean_of_its_field(make_data, make_model):
@@ -587,7 +610,8 @@ def test_rows_of_what_does_not_exist_are_refused_by_name(make_data, make_model):
 def test_settings_that_exclude_each_other_are_refused_before_the_first_stage(make_data, make_model):
     data = make_data()
     events = []
-    bad = stage(name="bad", embedding_updates="sparse", clip_norm=1.0)
-    with pytest.raises(ConfigError, match="stage 'bad': embedding_updates: sparse touches only"):
+    bad = stage(name="bad", embedding_optimizer="rowwise_adagrad", weight_decay=0.1)
+    told = "stage 'bad': embedding_optimizer: rowwise_adagrad moves only the rows of a batch"
+    with pytest.raises(ConfigError, match=told):
         fit(make_model(data), data, [stage(), bad], seed=SEED, callbacks=[events.append])
     assert not events

@@ -8,12 +8,10 @@ from torch import nn
 
 from loractr.errors import TrainingError
 from loractr.stage import Stage
-from loractr.training import optimizer as module
 from loractr.training.optimizer import (
     ExpertAdam,
     WholeAdam,
     average_decay,
-    lazy_tables,
     rate_factor,
 )
 
@@ -203,73 +201,6 @@ def test_exchanging_weights_and_average_twice_changes_nothing(kind):
     assert all(torch.equal(value, averages[name]) for name, value in optimizer.average.items())
 
 
-TABLE = "embedding.tables.size_2.weight"
-
-
-def sparse_gradient(step):
-    """A gradient of three of the table's six rows, one of them looked up twice."""
-    rows = torch.tensor([[step % 6, (step + 2) % 6, (step + 3) % 6, step % 6]])
-    return torch.sparse_coo_tensor(rows, draw((4, 2), 3, step), (6, 2), check_invariants=True)
-
-
-def train_lazily(optimizer, trained, steps=range(STEPS)):
-    for step in steps:
-        optimizer.zero_grad()
-        for name in trained:
-            trained[name].grad = sparse_gradient(step) if name == TABLE else gradients(step)[name]
-        optimizer.step(step / BATCHES)
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_lazy_tables_are_torchs_sparse_adam_and_the_rest_is_adam(alone):
-    settings = stage(embedding_learning_rate=0.03, warmup=1.0)
-    trained = {TABLE: parameters()[TABLE]} if alone else parameters()
-    train_lazily(WholeAdam(settings, trained, [TABLE]), trained)
-    table = parameters()[TABLE]
-    lazy = torch.optim.SparseAdam([table], lr=0.03)
-    for step in range(STEPS):
-        table.grad = sparse_gradient(step)
-        lazy.param_groups[0]["lr"] = 0.03 * course(settings, step / BATCHES)
-        lazy.step()
-    torch.testing.assert_close(trained[TABLE], table, atol=1e-12, rtol=0)
-    dense, _ = reference(settings)
-    for name in set(trained) - {TABLE}:
-        torch.testing.assert_close(trained[name], dense[name], atol=1e-12, rtol=0)
-
-
-def test_a_lazy_step_leaves_all_other_rows_alone():
-    trained = parameters()
-    before = trained[TABLE].detach().clone()
-    train_lazily(WholeAdam(stage(), trained, [TABLE]), trained, range(1))
-    assert (trained[TABLE] != before).any(1).tolist() == [True, False, True, True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("settings", "lazy"),
-    [
-        ({"embedding_updates": "dense"}, []),
-        ({"embedding_updates": "sparse"}, ["small", "large", "first_order"]),
-        ({}, ["large", "first_order"]),
-        ({"weight_decay": 0.1}, []),
-        ({"weight_decay": 0.1, "embedding_weight_decay": 0.0}, ["large", "first_order"]),
-        ({"embedding_weight_decay": 0.1}, []),
-        ({"clip_norm": 1.0}, []),
-        ({"ema": 0.9}, []),
-    ],
-)
-def test_auto_is_lazy_on_large_tables_where_nothing_needs_every_row(monkeypatch, settings, lazy):
-    monkeypatch.setattr(module, "SPARSE_ROWS", 5)
-    names = {
-        "small": "embedding.tables.size_4.weight",
-        "large": "embedding.tables.size_2.weight",
-        "first_order": "embedding.tables.size_2.first_order",
-    }
-    rows = {"small": 5, "large": 6, "first_order": 6}
-    trained = {names[key]: nn.Parameter(torch.zeros(rows[key], 2)) for key in names}
-    trained["backbone.tower.0.linear.weight"] = nn.Parameter(torch.zeros(99, 2))
-    assert lazy_tables(stage(**settings), trained) == [names[key] for key in lazy]
-
-
 EXPERTS = 3
 BANK = {"t.down": (EXPERTS, 2, 3), "t.up": (EXPERTS, 4, 2), "t.offset": (EXPERTS, 4)}
 TURNS = [[0, 1], [2, 0], [1], [0, 2, 1], [0], [0, 1]]
@@ -344,21 +275,20 @@ def test_a_shared_weight_cannot_train_per_expert(shape):
         ExpertAdam(stage(), trained, EXPERTS)
 
 
-@pytest.mark.parametrize("kind", ["whole", "lazy", "experts"])
+@pytest.mark.parametrize("kind", ["whole", "experts"])
 def test_a_restored_optimiser_goes_on_to_the_same_bits(kind):
     settings = stage(ema=0.9, warmup=1.0, decay="cosine")
 
     def make(trained):
         if kind == "experts":
             return ExpertAdam(settings, trained, EXPERTS)
-        return WholeAdam(settings, trained, [TABLE] if kind == "lazy" else [])
+        return WholeAdam(settings, trained, [])
 
     def go(optimizer, trained, first, last):
         if kind == "experts":
             train_experts(optimizer, trained, TURNS[first:last], done=TURNS[:first])
         else:
-            run = train_lazily if kind == "lazy" else train
-            run(optimizer, trained, range(first, last))
+            train(optimizer, trained, range(first, last))
 
     shapes = BANK if kind == "experts" else SHAPES
     whole = parameters(shapes)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from loractr.baselines.mix import Mix
 from loractr.errors import CheckpointError
 from loractr.stage import Stage
-from loractr.training import fit
+from loractr.training import fit, optimizer
 from loractr.training.checkpoint import CheckpointFolder
 from loractr.training.events import Stepped
 
@@ -71,19 +71,24 @@ class CutAtEvent:
             self.seen += 1
 
 
-@pytest.fixture(params=["mix", "sparse", "joint", "two_stage"])
-def world(request, make_data, make_model, mlora):
+@pytest.fixture(params=["mix", "lazy_adam", "rowwise_adagrad", "by rows", "joint", "two_stage"])
+def world(request, monkeypatch, make_data, make_model, mlora):
     """(data, a function that makes the fresh model, the recipe)"""
     data, base = make_data(), BASE
     method = {
         "mix": Mix(name="mix", recipe="tuned"),
-        "sparse": Mix(name="mix"),
+        "lazy_adam": Mix(name="mix"),
+        "rowwise_adagrad": Mix(name="mix"),
+        "by rows": Mix(name="mix"),
         "joint": mlora(row_scale=True),
         "two_stage": mlora(recipe="two_stage"),
     }[request.param]
-    if request.param == "sparse":
-        lazy = {"embedding_updates": "sparse", "embedding_weight_decay": 0.0, "clip_norm": None}
+    if request.param in ("lazy_adam", "rowwise_adagrad"):
+        lazy = {"embedding_optimizer": request.param, "embedding_weight_decay": 0.0}
         base = base.model_copy(update=lazy)
+    if request.param == "by rows":
+        request.getfixturevalue("kernels")
+        monkeypatch.setattr(optimizer, "LARGE", 1)
     return data, lambda: make_model(data, method, batch_norm=True), method.stages(base, norm=True)
 
 

@@ -118,7 +118,8 @@ struct Power {
 
 // The sum over the skipped steps of size * m_s / (bias * sqrt(v_s) + eps) for a row last moved at
 // step c, as m * sum of two weight / (sqrt(v) + eps * place): Gauss's quadrature of the measure with
-// size * beta1^k / (bias * sqrt(beta2^k)) at the places 1 / (bias * sqrt(beta2^k)), k = s - c.
+// size * beta1^k / (bias * sqrt(beta2^k)), times the later steps' shrink, at the places
+// 1 / (bias * sqrt(beta2^k)), k = s - c.
 struct Tail {
   double sums[4];  // of the measure times powers 0 to 3 of (place - origin)
   double weight[2], place[2];
@@ -153,7 +154,7 @@ struct Adam {
       alive = std::max(alive, std::abs(first[c]));
     }
     if (tails && from >= exact)
-      close(row, tails[from - base], root);
+      close(row, from, now, root);
     else
       walk(row, from, now, alive > 0 ? memory : 0, root);
     const Power left = powers[now - from];
@@ -165,14 +166,21 @@ struct Adam {
     }
   }
 
-  void close(int64_t row, const Tail& tail, const T* root) const {
-    const T a = T(tail.weight[0]), b = T(tail.weight[1]);
+  // All steps at once. A tail ends when the first moment is gone; weights shrink on.
+  void close(int64_t row, int64_t from, int64_t now, const T* root) const {
+    const Tail& tail = tails[from - base];
+    const double end = steps[now - base].log_shrink;
+    const double late = end - steps[std::min(now, from + memory) - base].log_shrink;
+    const double after = late != 0 ? std::exp(late) : 1;
+    const double all = end - steps[from - base].log_shrink;
+    const T shrink = T(all != 0 ? std::exp(all) : 1);
+    const T a = T(tail.weight[0] * after), b = T(tail.weight[1] * after);
     const T x = T(eps * tail.place[0]), y = T(eps * tail.place[1]);
     T* weight = w + row * width;
     const T* first = m + row * width;
 #pragma omp simd
     for (int64_t c = 0; c < width; c++)
-      weight[c] -= first[c] * (a / (root[c] + x) + b / (root[c] + y));
+      weight[c] = weight[c] * shrink - first[c] * (a / (root[c] + x) + b / (root[c] + y));
   }
 
   // Step by step while the first moment `moves`; what is left is a product of numbers.
@@ -236,7 +244,7 @@ void extend(Tail* tails, const Step* steps, const Power* powers, int64_t base, i
     if (c == now - 1) std::fill(tail.sums, tail.sums + 4, 0.0);
     double term = measure;
     for (double& sum : tail.sums) {
-      sum += term;
+      sum = sum * step.shrink + term;
       term *= far;
     }
     const double total = tail.sums[0];

@@ -62,8 +62,9 @@ class RowAverage:
         which = slice(None) if rows is None else rows
         left = torch.exp(self.now.to(self.settled.device) - self.settled[which])
         weight = self.weight.detach()[which]
-        gap = (self.average[which] - weight) * left.to(weight.dtype).unsqueeze(1)
-        self.average[which] = weight + gap
+        share = left.to(weight.dtype).unsqueeze(1)
+        # of a row that is up to date, the share is 1 and lerp changes no bit
+        self.average[which] = torch.lerp(weight, self.average[which], share)
         self.settled[which] = self.now.to(self.settled.device)
 
     def add(self, decay: float) -> None:
@@ -310,9 +311,10 @@ class ExactAdam:
         self._call("adam_catch_up", self._tails(), touched.rows, len(touched.rows))
 
     def _tails(self) -> Tensor | None:
-        """The closed form; only plain Adam has one, and float64 deserves better."""
-        plain = self.average is None and not self.coupled and not self.history.decoupled
-        return self.history.tails if plain and self.weight.dtype == torch.float32 else None
+        """The closed form of all skipped steps, where it is as exact as rounding: in float32; an
+        average and coupled weight decay have none."""
+        alone = self.average is None and not self.coupled
+        return self.history.tails if alone and self.weight.dtype == torch.float32 else None
 
     def _call(self, name: str, tails: Tensor | None, *rows: Tensor | float | None) -> None:
         kernels = library_for(self.weight)

@@ -1,0 +1,61 @@
+"""Compiled work on rows of tables against torch's operations."""
+
+import pytest
+import torch
+
+from loractr import native
+from loractr.layers.lookup import Touched
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+IDS = {
+    "none": [],
+    "one": [7],
+    "all the same": [3] * 9,
+    "repeated": [5, 0, 5, 2, 5, 0, 1023],
+    "large": [2**31 - 1, 0, 2**30, 4096, 2**31 - 1, 4095],
+    "many": [n * n * 7919 % 5000 for n in range(4000)],
+}
+
+
+def normal(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+@pytest.mark.parametrize("ids", IDS.values(), ids=IDS)
+def test_ids_are_grouped_as_a_stable_sort_groups_them(ids, kind):
+    found = Touched.of(torch.tensor(ids, dtype=kind), torch.zeros(1, 1))
+    places = {row: [n for n, own in enumerate(ids) if own == row] for row in sorted(set(ids))}
+    assert found.rows.tolist() == list(places)
+    assert found.order.tolist() == [n for own in places.values() for n in own]
+    starts = torch.tensor([0, *map(len, places.values())]).cumsum(0)
+    assert found.edges.tolist() == starts.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 5, 16, 40])
+@pytest.mark.parametrize("ids", IDS.values(), ids=IDS)
+def test_both_kinds_of_kernels_group_and_sum_alike(ids, width, dtype):
+    ids, values = torch.tensor(ids, dtype=torch.int64), normal(len(ids), width, dtype=dtype)
+    found = []
+    for kind in ("native", "torch"):
+        with native.use(kind):
+            touched = Touched.of(ids, values)
+            found.append([touched.rows, touched.order, touched.edges, touched.sums(values)])
+    for ours, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(
+            ours, torchs, atol=1e-4 if dtype == torch.float32 else 1e-12, rtol=0
+        )
+
+
+def test_sums_are_the_same_bits_for_any_number_of_threads():
+    ids, values = torch.arange(20000) * 7919 % 9000, normal(20000, 16)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(Touched.of(ids, values).sums(values))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)

@@ -90,6 +90,10 @@ def test_the_smallest_configuration_is_complete():
     [
         ({"trainin": {}}, "trainin: unknown key; did you mean 'training'?"),
         ({"training__batchsize": 3}, "training.batchsize: unknown key; did you mean 'batch_size'?"),
+        (
+            {"training__embedding_updates": "sparse"},
+            "training.embedding_updates: unknown key; did you mean 'embedding_optimizer'?",
+        ),
         ({"method__rank": {"divsor": 2}}, "method.rank.divsor: unknown key; did you mean 'divisor"),
         ({"method__target": []}, "method.target: unknown key; did you mean 'targets'?"),
         (
@@ -318,8 +322,15 @@ def test_domain_stages_have_settings_of_their_own_too():
 @pytest.mark.parametrize(
     ("training", "expected"),
     [
-        ({"embedding_updates": "sparse", "weight_decay": 0.1}, r"no weight decay \(0.1\)"),
-        ({"embedding_updates": "sparse", "clip_norm": 1}, r"no clip_norm \(1.0\)"),
+        ({"embedding_optimizer": "lazy_adam", "weight_decay": 0.1}, r"no weight decay \(0.1\)"),
+        (
+            {
+                "embedding_optimizer": "rowwise_adagrad",
+                "embedding_weight_decay": 0.2,
+                "decoupled": True,
+            },
+            r"rowwise_adagrad moves only .* no weight decay \(0.2\)",
+        ),
         ({"sampling": {"temperature": 2}, "domain_sequential": True}, "are orders of the rows"),
         ({"domains_per_batch": 4, "domain_sequential": True}, "domain_sequential and domains_per"),
     ],
@@ -331,8 +342,8 @@ def test_settings_that_exclude_each_other_are_refused_before_any_work(training, 
 
 
 def test_settings_are_judged_as_each_stage_has_them():
-    """Sparse updates are fine once the stage itself says that its embeddings do not decay."""
-    training = {"embedding_updates": "sparse", "weight_decay": 0.1}
+    """Lazy rows are fine once the stage itself says that its embeddings do not decay."""
+    training = {"embedding_optimizer": "lazy_adam", "weight_decay": 0.1, "clip_norm": 1.0}
     training["stages"] = {"joint": {"embedding_weight_decay": 0}}
     assert not parse_config(changed(training=training)).stages()[0].conflicts()
 

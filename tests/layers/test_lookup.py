@@ -72,6 +72,19 @@ def test_several_lookups_add_up_and_a_cleared_gradient_is_empty():
     assert gradient.sum_up() is None
 
 
+def test_a_gradient_that_lies_apart_in_memory_is_put_together():
+    """As the gradients of a part of a wider tensor do."""
+    weight = normal(TABLE, 3).requires_grad_()
+    gradient = RowGradient()
+    found = by_rows(weight, ROWS, None, gradient)
+    wide = normal(4, 2, 7)
+    found.backward(wide[:, :, 2:5])
+    expected = torch.zeros(TABLE, 3).double()
+    expected.index_add_(0, ROWS.flatten(), wide[:, :, 2:5].flatten(0, 1))
+    assert gradient.get()[1].is_contiguous()
+    torch.testing.assert_close(dense(gradient, 3), expected)
+
+
 def test_rows_are_announced_before_they_are_read():
     weight = normal(TABLE, 2).requires_grad_()
 

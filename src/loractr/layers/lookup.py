@@ -82,7 +82,7 @@ class RowGradient:
 
     def add(self, touched: Touched, values: Tensor) -> None:
         """One lookup's share: `values` (L, K), a gradient per id."""
-        self._parts.append((touched, values))
+        self._parts.append((touched, values.contiguous()))
 
     def get(self) -> tuple[Touched, Tensor] | None:
         """The rows with a gradient, and a gradient per id; None without any lookup."""

@@ -89,7 +89,7 @@ struct Gradient {
 template <class T, class F>
 void over_rows(const int64_t* rows, int64_t count, int64_t width, std::vector<const T*> tables,
                F f) {
-#pragma omp parallel if (count * width > MIN_PARALLEL)
+#pragma omp parallel num_threads(loractr_threads) if (count * width > MIN_PARALLEL)
   {
     std::vector<T> buffer(2 * width);
 #pragma omp for schedule(dynamic, CHUNK)

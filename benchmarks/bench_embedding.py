@@ -27,9 +27,9 @@ from loractr.stage import EmbeddingOptimizer, Stage
 from loractr.training.optimizer import WholeAdam
 
 RESULTS = Path(__file__).parent / "results" / "embedding.csv"
-SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+SIZES = (10_000, 50_000, 100_000, 1_000_000, 10_000_000)
 ROWS, FIELDS, WIDTH, RATE = 2048, 23, 16, 1e-3
-WARM, ROUNDS = 1000, 15
+WARM, ROUNDS = 1500, 15
 """Steps before the first round: so that the rows a batch reads have stood still for long."""
 OURS: tuple[EmbeddingOptimizer, ...] = ("adam", "lazy_adam", "rowwise_adagrad")
 NAME = "embedding.tables.size_16.weight"

@@ -9,7 +9,7 @@ constexpr int64_t AHEAD = 12;  // rows asked for before their turn: tables are l
 constexpr int64_t CHUNK = 256;  // rows that a thread takes at a time
 constexpr int DIGIT = 12;      // most bits of an id that one pass of the sort looks at
 
-// The ids' distinct values in rising order, and for each the places where it stands, in their order.
+// The distinct ids in rising order, and for each the places where it stands, in their order.
 template <class I>
 int64_t group(const I* ids, int64_t count, int64_t* order, int64_t* edges, int64_t* rows) {
   thread_local std::vector<uint64_t> pairs, turned;  // id in the upper half, place in the lower
@@ -59,33 +59,43 @@ void fetch(const T* table, int64_t row, int64_t width) {
   for (; at < end; at += 64) __builtin_prefetch(at, 1);
 }
 
-// A gradient by rows. The u-th row's is the sum of values[order[n]] over n in [edges[u], edges[u + 1]),
-// times `scale`; without `order` it is values[u], summed before.
+// A gradient by rows. The u-th row's is `scale` times the sum of values[order[n]] over the n from
+// edges[u] to before edges[u + 1].
 template <class T>
 struct Gradient {
   const T* values;
   const int64_t* order;
   const int64_t* edges;
   double scale;
-  int64_t last;  // place of the last in `order`
+  int64_t count;  // of rows
 
   void sum(int64_t u, int64_t width, T* to) const {
-    const int64_t first = order ? order[edges[u]] : u;
-    std::copy(values + first * width, values + (first + 1) * width, to);
-    if (order)
-      for (int64_t n = edges[u] + 1; n < edges[u + 1]; n++) {
-        fetch(values, order[std::min(n + AHEAD, last)], width);
-        const T* from = values + order[n] * width;
-#pragma omp simd
-        for (int64_t c = 0; c < width; c++) to[c] += from[c];
-      }
-    if (scale != 1)
-      for (int64_t c = 0; c < width; c++) to[c] *= T(scale);
+    switch (width) {  // known sizes stay in registers
+      case 8: return sum_of<8>(u, width, to);
+      case 16: return sum_of<16>(u, width, to);
+      case 32: return sum_of<32>(u, width, to);
+      default:
+        for (int64_t c = 0; c < width; c += 16) sum_of<0>(u, width, to, c);
+    }
+  }
+
+  // W columns from the first on; with W = 0 at most 16 from column `first`.
+  template <int W>
+  void sum_of(int64_t u, int64_t width, T* to, int64_t first = 0) const {
+    const int64_t columns = W ? W : std::min<int64_t>(16, width - first);
+    const int64_t last = edges[count] - 1;
+    T total[W ? W : 16] = {};
+    for (int64_t n = edges[u]; n < edges[u + 1]; n++) {
+      fetch(values, order[std::min(n + AHEAD, last)], width);
+      const T* from = values + order[n] * width + first;
+      for (int64_t c = 0; c < columns; c++) total[c] += from[c];
+    }
+    for (int64_t c = 0; c < columns; c++) to[first + c] = T(scale) * total[c];
   }
 };
 
-// f(u, row, buffer of two rows' size) for each of the rows, or, without a list, of the first `count`.
-// The rows' parts of `tables` are asked for beforehand.
+// f(u, row, buffer of two rows' size) for each of the rows, or, without a list, of the first
+// `count`. The rows' parts of `tables` are asked for beforehand.
 template <class T, class F>
 void over_rows(const int64_t* rows, int64_t count, int64_t width, std::vector<const T*> tables,
                F f) {
@@ -101,7 +111,7 @@ void over_rows(const int64_t* rows, int64_t count, int64_t width, std::vector<co
   }
 }
 
-// One step of Adam as it was taken, step `base + i` of a table in place i; `base` itself in place 0.
+// One step of Adam as it was taken: step `base + i` in place i.
 struct Step {
   double size;        // rate / (1 - beta1^s)
   double bias;        // 1 / sqrt(1 - beta2^s)
@@ -116,12 +126,12 @@ struct Power {
   double first, root;  // beta1^k, sqrt(beta2^k)
 };
 
-// The sum over the skipped steps of size * m_s / (bias * sqrt(v_s) + eps) for a row last moved at
-// step c, as m * sum of two weight / (sqrt(v) + eps * place): Gauss's quadrature of the measure with
-// size * beta1^k / (bias * sqrt(beta2^k)), times the later steps' shrink, at the places
-// 1 / (bias * sqrt(beta2^k)), k = s - c.
+// All skipped steps of a row last moved at step c: what they take from the weight is the sum of
+//   size * m_s / (bias * sqrt(v_s) + eps) = m * size * beta1^k * place / (sqrt(v) + eps * place)
+// over s, with k = s - c and place = 1 / (bias * sqrt(beta2^k)): m times an integral, by a measure
+// that is the same for all rows, of a function of `place`. Two points of Gauss's stand for it.
 struct Tail {
-  double sums[4];  // of the measure times powers 0 to 3 of (place - origin)
+  double sums[4];  // of the measure, and of it times powers 1 to 3 of (place - origin)
   double weight[2], place[2];
 };
 
@@ -134,7 +144,7 @@ struct Adam {
   const Step* steps;
   const Power* powers;
   const Tail* tails;
-  int64_t base, memory, exact;  // `exact`: rows last moved before this step are replayed in full
+  int64_t base, memory, early;  // rows last moved before step `early` are replayed step by step
   double beta1, beta2, eps, decay;
 
   // Bring a row to step `now`, as if every step since its last had brought a gradient of zeros.
@@ -153,7 +163,7 @@ struct Adam {
       root[c] = std::sqrt(second[c]);
       alive = std::max(alive, std::abs(first[c]));
     }
-    if (tails && from >= exact)
+    if (tails && from >= early)
       close(row, from, now, root);
     else
       walk(row, from, now, alive > 0 ? memory : 0, root);
@@ -282,15 +292,15 @@ extern "C" void adam_tails_float64(double* tails, const double* steps, const dou
 EXPORT_IDS(int32_t, int32)
 EXPORT_IDS(int64_t, int64)
 
-#define ADAM(T)                                                                                    \
-  Adam<T>{w,     m,      v,      average, last,  width,                                            \
-          reinterpret_cast<const Step*>(steps), reinterpret_cast<const Power*>(powers),            \
-          reinterpret_cast<const Tail*>(tails), base, memory, exact, beta1, beta2, eps, decay}
+#define ADAM(T)                                                                                   \
+  Adam<T>{w,     m,      v,      average, last,  width,                                           \
+          reinterpret_cast<const Step*>(steps), reinterpret_cast<const Power*>(powers),           \
+          reinterpret_cast<const Tail*>(tails), base, memory, early, beta1, beta2, eps, decay}
 
 #define EXPORT(T, S)                                                                              \
   extern "C" void row_sums_##S(const T* values, const int64_t* order, const int64_t* edges,       \
                                int64_t count, int64_t width, T* sums) {                           \
-    const Gradient<T> gradient{values, order, edges, 1, edges[count] - 1};                                          \
+    const Gradient<T> gradient{values, order, edges, 1, count};                                   \
     over_rows<T>(nullptr, count, width, {},                                                       \
                  [=](int64_t u, int64_t, T*) { gradient.sum(u, width, sums + u * width); });      \
   }                                                                                               \
@@ -298,7 +308,7 @@ EXPORT_IDS(int64_t, int64)
                                 int64_t width, const T* values, const int64_t* order,             \
                                 const int64_t* edges, double scale, double size, double beta1,    \
                                 double beta2, double eps) {                                       \
-    const Gradient<T> gradient{values, order, edges, scale, edges[count] - 1};                                      \
+    const Gradient<T> gradient{values, order, edges, scale, count};                               \
     over_rows<T>(rows, count, width, {w, m, v}, [=](int64_t u, int64_t row, T* g) {               \
       gradient.sum(u, width, g);                                                                  \
       T *weight = w + row * width, *first = m + row * width, *second = v + row * width;           \
@@ -313,7 +323,7 @@ EXPORT_IDS(int64_t, int64)
                                       int64_t width, const T* values, const int64_t* order,       \
                                       const int64_t* edges, double scale, double rate,            \
                                       double eps) {                                               \
-    const Gradient<T> gradient{values, order, edges, scale, edges[count] - 1};                                      \
+    const Gradient<T> gradient{values, order, edges, scale, count};                               \
     over_rows<T>(rows, count, width, {w}, [=](int64_t u, int64_t row, T* g) {                     \
       gradient.sum(u, width, g);                                                                  \
       T square = 0;                                                                               \
@@ -325,7 +335,7 @@ EXPORT_IDS(int64_t, int64)
   }                                                                                               \
   extern "C" void adam_catch_up_##S(                                                              \
       T* w, T* m, T* v, T* average, int32_t* last, int64_t width, const double* steps,            \
-      const double* powers, const double* tails, int64_t base, int64_t memory, int64_t exact,     \
+      const double* powers, const double* tails, int64_t base, int64_t memory, int64_t early,     \
       double beta1, double beta2, double eps, double decay, int64_t now, const int64_t* rows,     \
       int64_t count) {                                                                            \
     const Adam<T> adam = ADAM(T);                                                                 \
@@ -334,11 +344,11 @@ EXPORT_IDS(int64_t, int64)
   }                                                                                               \
   extern "C" void adam_step_##S(                                                                  \
       T* w, T* m, T* v, T* average, int32_t* last, int64_t width, const double* steps,            \
-      const double* powers, const double* tails, int64_t base, int64_t memory, int64_t exact,     \
+      const double* powers, const double* tails, int64_t base, int64_t memory, int64_t early,     \
       double beta1, double beta2, double eps, double decay, int64_t now, const int64_t* rows,     \
       int64_t count, const T* values, const int64_t* order, const int64_t* edges, double scale) { \
     const Adam<T> adam = ADAM(T);                                                                 \
-    const Gradient<T> gradient{values, order, edges, scale, edges[count] - 1};                                      \
+    const Gradient<T> gradient{values, order, edges, scale, count};                               \
     over_rows<T>(rows, count, width, {w, m, v, average}, [=](int64_t u, int64_t row, T* buffer) { \
       adam.replay(row, now - 1, buffer + width);                                                  \
       gradient.sum(u, width, buffer);                                                             \

@@ -7,6 +7,7 @@ column of results/dropout.csv means.
 """
 
 import csv
+import itertools
 import platform
 import statistics
 import time
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loractr import native
 from loractr.environment import environment
 from loractr.layers.dropout import Dropout
 
@@ -44,15 +46,18 @@ def main() -> None:
     ours, theirs = Dropout(RATE), Torchs()
     processor = environment().get("processor", platform.processor())
     lines = []
-    for shape in SHAPES:
+    kinds = ("native", "torch") if native.library() else ("torch",)
+    for shape, kind in itertools.product(SHAPES, kinds):
         x = torch.randn(shape, requires_grad=True)
-        seconds(ours, x), seconds(theirs, x)  # warm
-        pairs = [(seconds(theirs, x), seconds(ours, x)) for _ in range(ROUNDS)]
+        with native.use(kind):
+            seconds(ours, x), seconds(theirs, x)  # warm
+            pairs = [(seconds(theirs, x), seconds(ours, x)) for _ in range(ROUNDS)]
         ratios = sorted(slow / fast for slow, fast in pairs)
         lines.append(
             {
                 "rows": shape[0],
                 "width": shape[1],
+                "kernels": kind,
                 "torch_ms": round(1e3 * statistics.median(slow for slow, _ in pairs), 3),
                 "loractr_ms": round(1e3 * statistics.median(fast for _, fast in pairs), 3),
                 "ratio": round(statistics.median(ratios), 2),

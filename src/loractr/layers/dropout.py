@@ -94,17 +94,25 @@ def relu_dropout(x: Tensor, dropout: Dropout | None) -> Tensor:
 
 
 class _Dropped(torch.autograd.Function):
-    """x times a mask."""
+    """x times a mask. Compiled kernels make it anew on the way back; otherwise it is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, drawn: Draw) -> Tensor:
-        ctx.drawn = drawn
-        return _times_mask(x, drawn)
+        x = x.contiguous()
+        ctx.drawn, ctx.kernels = drawn, library_for(x)
+        if ctx.kernels is not None:
+            return _masked(x, drawn, ctx.kernels)
+        mask = drawn.mask(x)
+        ctx.save_for_backward(mask)
+        return x * mask
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _times_mask(grad, ctx.drawn), None
+        if ctx.kernels is not None:
+            return _masked(grad.contiguous(), ctx.drawn, ctx.kernels), None
+        (mask,) = ctx.saved_tensors
+        return grad * mask, None
 
 
 class _Rectified(torch.autograd.Function):
@@ -128,11 +136,7 @@ class _Rectified(torch.autograd.Function):
         return dx, None, None
 
 
-def _times_mask(x: Tensor, drawn: Draw) -> Tensor:
-    x = x.contiguous()
-    kernels = library_for(x)
-    if kernels is None:
-        return x * drawn.mask(x)
+def _masked(x: Tensor, drawn: Draw, kernels: Library) -> Tensor:
     y = torch.empty_like(x)
     kernels.call("dropout", x, y, x.numel(), drawn.seed, drawn.lost, drawn.scale)
     return y

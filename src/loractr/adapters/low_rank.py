@@ -20,6 +20,7 @@ from loractr.layers.custom import custom
 from loractr.layers.grouped import (
     add_products,
     add_products_turned,
+    group_sums,
     grouped_linear,
     grouped_sum,
     one_hot,
@@ -237,10 +238,9 @@ class _Routed(torch.autograd.Function):
         out = F.linear(x, weight, bias)
         inner = x.new_zeros(x.shape[0], down.shape[1])
         add_products(inner, x, down, groups)
-        inner, taller = extended(inner, up, offset)
-        add_products(out, inner, taller, groups)
+        add_products(out, *extended(inner, up, offset), groups)
         ctx.save_for_backward(x, inner, weight, down, up)
-        ctx.groups, ctx.offset = groups, offset is not None
+        ctx.groups = groups
         return out
 
     @staticmethod
@@ -248,7 +248,8 @@ class _Routed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, weight, down, up = ctx.saved_tensors
         groups, experts, g = ctx.groups, len(up), grad.contiguous()
-        wants_x, wants_weight, wants_bias, wants_down, *wants_up, _ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias, *wants, _ = ctx.needs_input_grad
+        wants_down, wants_up, wants_offset = wants
         dx = dweight = dbias = ddown = dup = doffset = None
         if wants_weight:
             dweight = g.T @ x
@@ -262,8 +263,8 @@ class _Routed(torch.autograd.Function):
             add_products_turned(dx, dinner, down, groups)
         if wants_down:
             ddown = outer_products(dinner, x, groups, experts)
-        if any(wants_up):
+        if wants_up:
             dup = outer_products(g, inner, groups, experts)
-            if ctx.offset:
-                dup, doffset = dup[:, :, :-1], dup[:, :, -1]
+        if wants_offset:
+            doffset = group_sums(g, groups, experts)
         return dx, dweight, dbias, ddown, dup, doffset, None

@@ -118,6 +118,15 @@ def outer_products(g: Tensor, x: Tensor, groups: Groups, experts: int) -> Tensor
     return sums
 
 
+def group_sums(g: Tensor, groups: Groups, experts: int) -> Tensor:
+    """Σ g[n] over the rows of each group: (N, out) → (experts, out). Not a product with ones, whose
+    rounding is larger: before a norm this sum is 0, and Adam makes steps of what is left of it."""
+    sums = g.new_zeros(experts, g.shape[1])
+    for expert, start, stop in spans(groups):
+        torch.sum(_rows(g, groups, start, stop), 0, out=sums[expert])
+    return sums
+
+
 def _kernels(groups: Groups, rows: Tensor, other_rows: Tensor, stack: Tensor) -> Library | None:
     """Compiled kernels, if they can compute with rows (N, …), rows (N, …) and a stack (E, …)."""
     kernels = library_for(rows, other_rows, stack)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from loractr.batch import Route
+from loractr.layers.custom import custom_all
 from loractr.layers.linear import Linear
 from loractr.native import Library, library_for
 
@@ -91,7 +92,7 @@ def _between(h: Tensor, first: Tensor, onward: int, kept: int) -> tuple[Tensor, 
     maps from number `kept` on. h (N, K, H) may be overwritten."""
     kernels = library_for(h, first)
     if kernels and h.shape[:2] == first.shape[:2]:
-        pairs, sums = _Between.apply(h, first, onward, kept, kernels)  # type: ignore[no-untyped-call]
+        pairs, sums = custom_all(_Between, h, first, onward, kept, kernels)
         return pairs, sums
     maps = F.relu(h, inplace=True)
     return _pairs(first, maps[..., :onward]), maps[..., kept:].sum(1)

@@ -6,5 +6,11 @@ from torch import Tensor
 
 def custom(function: type[torch.autograd.Function], *inputs: object) -> Tensor:
     """`function.apply(*inputs)` of a function that returns one tensor."""
-    result: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    (result,) = custom_all(function, *inputs)
     return result
+
+
+def custom_all(function: type[torch.autograd.Function], *inputs: object) -> tuple[Tensor, ...]:
+    """`function.apply(*inputs)` of a function that returns one tensor or several."""
+    found: Tensor | tuple[Tensor, ...] = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    return found if isinstance(found, tuple) else (found,)

@@ -8,20 +8,18 @@ One thread, all variants in turn within one process; README.md says what each co
 """
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from csv_file import circumstances, write
 from torch import Tensor, nn
 
 from loractr import native
 from loractr.adapters import LowRankLinear
 from loractr.batch import Route
-from loractr.environment import environment
 from loractr.layers.mlp import MLP
 
 RESULTS = Path(__file__).parent / "results" / "adapters.csv"
@@ -103,11 +101,7 @@ def measure(net: str, domains: int, rounds: int) -> list[dict[str, object]]:
                 "ratio": round(statistics.median(ratios), 3),
                 "ratio_q1": round(ratios[rounds // 4], 3),
                 "ratio_q3": round(ratios[3 * rounds // 4], 3),
-                "rounds": rounds,
-                "threads": 1,
-                "torch": torch.__version__,
-                "processor": environment()["processor"],
-                "date": datetime.now(UTC).date().isoformat(),
+                **circumstances(rounds),
             }
         )
         print(*(f"{name}={lines[-1][name]}" for name in list(lines[-1])[:8]), flush=True)
@@ -127,11 +121,7 @@ def main() -> None:
         for domains in given.domains
         for line in measure(net, domains, given.rounds)
     ]
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+    write(RESULTS, lines)
 
 
 if __name__ == "__main__":

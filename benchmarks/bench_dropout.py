@@ -6,20 +6,17 @@ Both in turn within one process, one thread, on activations of three sizes; READ
 column of results/dropout.csv means.
 """
 
-import csv
 import itertools
-import platform
 import statistics
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from csv_file import circumstances, write
 from torch import Tensor
 
 from loractr import native
-from loractr.environment import environment
 from loractr.layers.dropout import Dropout
 
 RESULTS = Path(__file__).parent / "results" / "dropout.csv"
@@ -44,7 +41,6 @@ class Torchs(torch.nn.Module):
 def main() -> None:
     torch.set_num_threads(1)
     ours, theirs = Dropout(RATE), Torchs()
-    processor = environment().get("processor", platform.processor())
     lines = []
     kinds = ("native", "torch") if native.library() else ("torch",)
     for shape, kind in itertools.product(SHAPES, kinds):
@@ -63,18 +59,11 @@ def main() -> None:
                 "ratio": round(statistics.median(ratios), 2),
                 "ratio_q1": round(ratios[ROUNDS // 4], 2),
                 "ratio_q3": round(ratios[3 * ROUNDS // 4], 2),
-                "rounds": ROUNDS,
-                "threads": 1,
-                "torch": torch.__version__,
-                "processor": processor,
-                "date": datetime.now(UTC).date().isoformat(),
+                **circumstances(ROUNDS),
             }
         )
         print(lines[-1])
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+    write(RESULTS, lines)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,19 @@ Every optimiser of ours against torch's, in turn within one process, one thread;
 kernels (`loractr kernels build`). README.md says what each column of results/embedding.csv means.
 """
 
-import csv
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from csv_file import circumstances, write
 from torch import Tensor, nn
 
 from loractr import native
-from loractr.environment import environment
 from loractr.layers.lookup import Touched, look_up_by_rows
 from loractr.stage import EmbeddingOptimizer, Stage
 from loractr.training.optimizer import WholeAdam
@@ -144,11 +141,7 @@ def line(size: int, name: str, own: list[float], ratios: list[float]) -> dict[st
         "ratio": round(statistics.median(ratios), 2),
         "ratio_q1": round(ratios[len(ratios) // 4], 2),
         "ratio_q3": round(ratios[3 * len(ratios) // 4], 2),
-        "rounds": ROUNDS,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "processor": environment().get("processor", platform.processor()),
-        "date": datetime.now(UTC).date().isoformat(),
+        **circumstances(ROUNDS),
     }
 
 
@@ -160,10 +153,7 @@ def main() -> None:
             for one in measure(size):
                 lines.append(one)
                 print(*list(one.values())[:6], flush=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+    write(RESULTS, lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""What the CSV files of several benchmarks have in common."""
+
+import csv
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loractr.environment import environment
+
+
+def circumstances(rounds: int) -> dict[str, Any]:
+    """The last columns of a line: how, where and when."""
+    return {
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "processor": environment()["processor"],
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    """One line each, the columns of the first."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)

@@ -211,6 +211,14 @@ class Cell:
         """JSON of the chosen setting's run with a seed."""
         return self.plan.results / f"{self.run(seed)}.json"
 
+    def done(self, seed: int) -> bool:
+        """Whether the run with a seed is there, and started from the run that its start has now."""
+        told = read(self.result(seed))
+        if told is None or self.start is None or "failed" in told:
+            return told is not None
+        start = read(self.start.result(seed)) or {}
+        return start.get("artifact") in (None, told.get("start_from"))
+
     def trial(self, settings: Settings) -> Path:
         """JSON of the trial of a point."""
         parts = [str(self), *(f"{short(key)}={value}" for key, value in settings.items())]

@@ -27,6 +27,7 @@ from table import write_readme
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a thread for each run
 
+from loractr.artifact.layout import Contents
 from loractr.config import parse_config
 from loractr.environment import cache_folder
 from loractr.errors import ConfigError
@@ -70,7 +71,7 @@ class Queue:
         found = [task for cell in self.cells for task in self._trials(cell)]
         for seed in sorted({seed for cell in self.cells for seed in cell.seeds}):
             for cell in self.cells:
-                if seed in cell.seeds and not cell.result(seed).exists():
+                if seed in cell.seeds and not cell.done(seed):
                     found += self._chosen(cell, seed)
         return list({task.target: task for task in reversed(found)}.values())[::-1]
 
@@ -123,11 +124,16 @@ class Queue:
         return [Task(shown, values, target, parts, self._kept(cell, seed) if keep else None)]
 
     def _made(self, cell: Cell, seed: int) -> bool:
-        """Whether the cache has the artifact of the chosen setting's run."""
-        settings = cell.choice()
-        if settings is None:
+        """Whether the cache has the artifact of the chosen setting's run, and this version of
+        loractr reads it."""
+        settings, kept = cell.choice(), self._kept(cell, seed)
+        if settings is None or read(kept / MADE_BY) != cell.config(settings, seed):
             return False
-        return read(self._kept(cell, seed) / MADE_BY) == cell.config(settings, seed)
+        try:
+            parse_config(read(kept / "artifact" / "config.json") or {})
+        except ConfigError:
+            return False  # another version's
+        return True
 
     def _kept(self, cell: Cell, seed: int) -> Path:
         return self.cache / cell.plan.folder.resolve().name / cell.run(seed)
@@ -151,16 +157,19 @@ def execute(task: Task) -> None:
             if metrics["start_from"] is not None:
                 told["start_from"] = metrics["start_from"]["sha256"]
             if task.keep is not None:
-                _keep(out / "artifact", task.keep, task.shown)
+                told["artifact"] = _keep(out / "artifact", task.keep, task.shown)
     _write(task.target, {"config": task.shown, **told})
     print(task.target, "failed" if "failed" in told else "", flush=True)
 
 
-def _keep(artifact: Path, folder: Path, shown: Settings) -> None:
+def _keep(artifact: Path, folder: Path, shown: Settings) -> str:
+    """Move an artifact into the cache; the SHA-256 of its base model, as runs that start from it
+    tell it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shutil.move(artifact, folder / "artifact")
     _write(folder / MADE_BY, shown)
+    return Contents.open(folder / "artifact").manifest.base
 
 
 def _write(path: Path, values: Settings) -> None:

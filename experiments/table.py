@@ -149,8 +149,8 @@ def _failures(plan: Plan) -> str:
 
 
 def _runs(cell: Cell) -> dict[int, dict[str, Any]]:
-    """Seed → the run's JSON, of the runs that are there and did not fail."""
-    found = {seed: read(cell.result(seed)) for seed in cell.seeds}
+    """Seed → the run's JSON, of the runs that are done and did not fail."""
+    found = {seed: read(cell.result(seed)) for seed in cell.seeds if cell.done(seed)}
     return {seed: told for seed, told in found.items() if told and "failed" not in told}
 
 

@@ -168,7 +168,10 @@ def keep(plan: Plan, arm: str, seed: int) -> Path:
     folder.mkdir(parents=True)
     settings = cell.choice()
     assert settings is not None
-    (folder / runner.MADE_BY).write_text(json.dumps(cell.config(settings, seed)))
+    config = json.dumps(cell.config(settings, seed))
+    (folder / runner.MADE_BY).write_text(config)
+    (folder / "artifact").mkdir()
+    (folder / "artifact" / "config.json").write_text(config)
     return folder
 
 
@@ -202,6 +205,34 @@ def test_a_run_starts_from_the_run_of_its_seed_which_is_made_again_where_it_is_m
     assert tasks["mix_seed-0"].keep == kept.parent / "mix_seed-0"
     (kept / runner.MADE_BY).write_text(json.dumps({"seed": 1}))  # by another configuration
     assert "mix_seed-1" in names(queue(plan, ["retune"]).open())
+
+
+def test_an_artifact_that_this_version_cannot_read_is_made_again(tmp_path):
+    plan = made(tmp_path)
+    try_all(plan)
+    run_seeds(plan, "mix", [0.6, 0.61, 0.62])
+    kept = keep(plan, "mix", 1)
+    assert "mix_seed-1" not in names(queue(plan, ["retune"]).open())
+    (kept / "artifact" / "config.json").write_text(json.dumps({"a_key_of_another_version": 1}))
+    assert "mix_seed-1" in names(queue(plan, ["retune"]).open())
+
+
+def test_a_run_is_made_again_once_its_start_is_another(tmp_path):
+    plan = made(tmp_path)
+    try_all(plan)
+    run_seeds(plan, "mix", [0.6, 0.61, 0.62])
+    for seed in (0, 1, 2):
+        keep(plan, "mix", seed)
+    mix, retune = plan.cell("mix"), plan.cell("retune")
+    for seed in (0, 1, 2):
+        write(retune.result(seed), retune.config({}, seed), 0.7, start_from=f"{seed}" * 64)
+        write(mix.result(seed), mix.config(mix.choice(), seed), 0.6, artifact=f"{seed}" * 64)
+    assert queue(plan).open() == []
+    write(mix.result(1), mix.config(mix.choice(), 1), 0.6, artifact="f" * 64)
+    assert names(queue(plan).open()) == ["retune_seed-1"]
+    assert "| retune | – | 0.7000 ± 0.0000 | 0.3000 ± 0.0000 | 1,234 | 2 | 2 |" in tables.tables(
+        plan
+    )
 
 
 def test_an_arm_may_stand_in_another_folder(tmp_path):
@@ -340,12 +371,9 @@ def test_a_plan_runs_to_its_end_and_again_runs_nothing(tmp_path, capsys):
         runner.write_choices(plan)
     told = json.loads(plan.cell("retune").result(0).read_text())
     assert told["config"]["start_from"] == "plan/mix_seed-0"
-    assert (
-        told["start_from"]
-        == json.loads(
-            (tmp_path / "cache" / "plan" / "mix_seed-0" / "artifact" / "manifest.json").read_text()
-        )["base"]
-    )
+    kept = tmp_path / "cache" / "plan" / "mix_seed-0" / "artifact"
+    assert told["start_from"] == json.loads((kept / "manifest.json").read_text())["base"]
+    assert told["start_from"] == json.loads(plan.cell("mix").result(0).read_text())["artifact"]
     assert (
         "AdapterError: rank 400" in json.loads(plan.cell("broken").result(0).read_text())["failed"]
     )

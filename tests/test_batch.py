@@ -33,6 +33,15 @@ def check(groups, ids, experts):
 
 
 @settings(deadline=None)
+@given(st.lists(st.integers(-1, 5), max_size=12))
+def test_present_experts_are_those_with_rows_and_keep_their_rows(ids):
+    experts, groups = Groups.of(torch.tensor(ids, dtype=torch.int64), 6).present
+    assert experts.tolist() == sorted(set(ids) - {-1})
+    place = {expert: place for place, expert in enumerate(experts.tolist())} | {-1: -1}
+    check(groups, [place[one] for one in ids], len(experts))
+
+
+@settings(deadline=None)
 @given(st.data())
 def test_every_row_stands_in_its_experts_span(data):
     experts = data.draw(st.integers(0, 5))

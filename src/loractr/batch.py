@@ -6,9 +6,11 @@ graph serves every batch.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
@@ -35,6 +37,17 @@ class Groups:
     def runs(self) -> tuple[Tensor | None, Tensor, int]:
         """Order, edges (E + 1,) and number E of the groups of rows that have an expert."""
         return self.order, self.offsets[1:], self.offsets.shape[0] - 2
+
+    @cached_property
+    def present(self) -> tuple[Tensor, "Groups"]:
+        """The experts that have rows, (A,), rising; and the same groups, counted among these."""
+        has = self.offsets.diff()[1:] > 0
+        experts = has.nonzero().squeeze(1)
+        place = F.pad(has.cumsum(0) - 1, (1, 0), value=-1)
+        edges = self.offsets[1:].index_select(0, F.pad(experts + 1, (1, 0)))
+        offsets = torch.cat([self.offsets[:1], edges])
+        expert = place.index_select(0, self.expert + 1)
+        return experts, Groups(expert=expert, offsets=offsets, order=self.order)
 
     def repeated(self, times: int) -> "Groups":
         """The groups of N · times rows, each row standing `times` times in succession."""

@@ -151,7 +151,9 @@ def test_weights_are_shares_of_the_experts_that_a_row_has():
         torch.stack([b.down[max(e, 0)] @ row for e, row in zip(domains[:, v], x, strict=True)])
         for v, b in enumerate(layer.banks)
     ]
-    own = [Own(*one) for one in zip(inner, layer.banks, groups, strict=True)]
+    own = [
+        Own(z, bank.acting(rows)) for z, bank, rows in zip(inner, layer.banks, groups, strict=True)
+    ]
     weights = layer.mixer(layer.base(x), own)
     present = domains >= 0
     assert (weights[~present] == 0).all()

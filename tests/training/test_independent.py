@@ -17,7 +17,7 @@ from loractr.data.order import shuffled
 from loractr.errors import TrainingError
 from loractr.schema import Division
 from loractr.stage import Stage
-from loractr.training import fit
+from loractr.training import fit, independent
 from loractr.training.checkpoint import CheckpointFolder
 from loractr.training.events import Validated
 
@@ -171,6 +171,21 @@ def test_stacked_training_is_separate_training(trained_backbone, case, together)
             if isinstance(event, Validated) and event.domain == "abc"[domain]
         ]
         assert told == [(pytest.approx(epoch), pytest.approx(value)) for epoch, value in seen]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_the_experts_of_a_step_alone_train_them_as_those_of_all(
+    trained_backbone, monkeypatch, case
+):
+    found = []
+    for all_of_them in (False, True):
+        if all_of_them:
+            monkeypatch.setattr(independent, "stacks_of", lambda *_: [])
+        data, model = trained_backbone()
+        fit(model, data, [adapt(**CASES[case], domains_per_step=1)], seed=SEED)
+        found.append(experts_of(model))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("ones", [False, True])

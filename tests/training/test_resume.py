@@ -71,7 +71,9 @@ class CutAtEvent:
             self.seen += 1
 
 
-@pytest.fixture(params=["mix", "lazy_adam", "rowwise_adagrad", "by rows", "joint", "two_stage"])
+@pytest.fixture(
+    params=["mix", "lazy_adam", "rowwise_adagrad", "by rows", "joint", "experts", "two_stage"]
+)
 def world(request, monkeypatch, make_data, make_model, mlora):
     """(data, a function that makes the fresh model, the recipe)"""
     data, base = make_data(), BASE
@@ -81,6 +83,7 @@ def world(request, monkeypatch, make_data, make_model, mlora):
         "rowwise_adagrad": Mix(name="mix"),
         "by rows": Mix(name="mix"),
         "joint": mlora(row_scale=True),
+        "experts": mlora(row_scale=True),
         "two_stage": mlora(recipe="two_stage"),
     }[request.param]
     if request.param in ("lazy_adam", "rowwise_adagrad"):
@@ -89,6 +92,9 @@ def world(request, monkeypatch, make_data, make_model, mlora):
     if request.param == "by rows":
         request.getfixturevalue("kernels")
         monkeypatch.setattr(optimizer, "LARGE", 1)
+    if request.param == "experts":
+        request.getfixturevalue("kernels")
+        base = base.model_copy(update={"domains_per_batch": 1})
     return data, lambda: make_model(data, method, batch_norm=True), method.stages(base, norm=True)
 
 

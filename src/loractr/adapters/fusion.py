@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loractr.adapters.low_rank import Bank, extended
+from loractr.adapters.low_rank import Bank, Experts, extended
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
 from loractr.layers.grouped import grouped_linear, grouped_sum
@@ -22,8 +22,7 @@ class Own(NamedTuple):
     """The rows' own experts of one division, as far as a mixer needs them."""
 
     inner: Tensor  # (N, r), down[e] @ x
-    bank: Bank
-    groups: Groups
+    experts: Experts
 
 
 class Mixer(nn.Module, ABC):
@@ -89,7 +88,7 @@ class Fusion(Mixer):
     def _keys(self, own: Own) -> Tensor:
         """W_K h of each row's own expert, (N, r)."""
         weight = self.key.weight
-        return grouped_linear(*_with_offset(own, weight), own.groups)
+        return grouped_linear(*_with_offset(own, weight), own.experts.groups)
 
 
 class FusedLinear(nn.Module):
@@ -155,24 +154,23 @@ class FusedLinear(nn.Module):
     def _mixed(self, shared: Tensor, x: Tensor, groups: Sequence[Groups]) -> Tensor:
         own = []
         for place, rows in enumerate(groups):
-            bank = self.bank(place)
-            bank.check(rows.offsets.shape[0] - 2, "rows of {} experts")
-            own.append(Own(grouped_linear(x, bank.down, rows), bank, rows))
+            experts = self.bank(place).acting(rows)
+            own.append(Own(grouped_linear(x, experts.down, experts.groups), experts))
         weights = self.mixer(shared, own).unbind(1)
         terms = []
         for one, weight in zip(own, weights, strict=True):
             inner, up = _with_offset(one)
-            terms.append((weight[:, None] * inner, up, one.groups))
+            terms.append((weight[:, None] * inner, up, one.experts.groups))
         return grouped_sum(shared, terms)
 
 
 def _with_offset(own: Own, map_by: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """An expert's update as one product, see `extended`; or, with `map_by` M (k, out), M times it:
     (E, k, r + 1)."""
-    inner, up = extended(own.inner, own.bank.scaled_up(), own.bank.offset)
+    inner, up = extended(own.inner, own.experts.up, own.experts.offset)
     return inner, up if map_by is None else map_by @ up
 
 
 def _present(own: Sequence[Own]) -> Tensor:
     """Whether a row has an expert of each division, (N, V)."""
-    return torch.stack([one.groups.expert >= 0 for one in own], 1)
+    return torch.stack([one.experts.groups.expert >= 0 for one in own], 1)

@@ -7,7 +7,7 @@ and die alone. *Stacked*, for soft routes and for compiled or exported graphs: a
 in one product, weights, all `up` in one product; no loop, but a cost that grows with the experts.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,22 @@ from loractr.layers.grouped import (
     outer_products,
 )
 from loractr.layers.linear import Linear
+from loractr.layers.lookup import ByRows, Touched, look_up_slices
 
 EXPERT_PARAMETERS = ("down", "up", "row_scale", "offset")
 """Names of a bank's parameters; their first axis is the expert."""
 
 
-class Bank(nn.Module):
+class Experts(NamedTuple):
+    """The experts that the rows of a batch go to, and which row goes where."""
+
+    down: Tensor  # (A, r, in)
+    up: Tensor  # (A, out, r), the row scale in it
+    offset: Tensor | None  # (A, out)
+    groups: Groups  # by the A experts
+
+
+class Bank(ByRows):
     """E low-rank experts for a linear layer in -> out, without the layer.
 
         update[n] = row_scale[e] * (up[e] @ down[e] @ x[n]) + offset[e]        e: the row's expert
@@ -99,26 +109,52 @@ class Bank(nn.Module):
 
     def scaled_up(self) -> Tensor:
         """`up` with the row scale in it, (E, out, r)."""
-        return self.up if self.row_scale is None else self.up * self.row_scale.unsqueeze(-1)
+        return _scaled(self.up, self.row_scale)
+
+    def acting(self, groups: Groups) -> Experts:
+        """The experts of some rows: all, or, where gradients go by rows, those that have rows."""
+        self.check(groups.offsets.shape[0] - 2, "rows of {} experts")
+        if not self._by_rows():
+            return Experts(self.down, self.scaled_up(), self.offset, groups)
+        present, groups = groups.present
+        return Experts(*self._read_all(present), groups)
+
+    def _by_rows(self) -> bool:
+        return bool(self.row_gradients) and torch.is_grad_enabled()
+
+    def _read_all(self, experts: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """down, up and offset of `experts` (A,), rising."""
+        touched = Touched.once(experts)
+        down, up = self._read("down", self.down, touched), self._read("up", self.up, touched)
+        scale, offset = (
+            None if weight is None else self._read(name, weight, touched)
+            for name, weight in (("row_scale", self.row_scale), ("offset", self.offset))
+        )
+        return down, _scaled(up, scale), offset
+
+    def _read(self, name: str, weight: Tensor, touched: Touched) -> Tensor:
+        gradient = self.row_gradients.get(name)
+        if gradient is None:
+            return weight.index_select(0, touched.rows)
+        return look_up_slices(weight, touched, gradient)
 
     def routed(self, base: Linear, x: Tensor, groups: Groups) -> Tensor:
         """base(x) plus each row's own expert's update.
 
         Shapes: x (N, in), or (N, M, in), with groups of N rows.
         """
-        self.check(groups.offsets.shape[0] - 2, "rows of {} experts")
         if x.dim() == 3:
             rows = groups.repeated(x.shape[1])
             y = self.routed(base, x.flatten(0, 1), rows)
             return y.view(*x.shape[:2], base.out_features)
-        up = self.scaled_up()
+        down, up, offset, groups = self.acting(groups)
         if torch.compiler.is_compiling():
             hot = one_hot(groups, self.experts, x.dtype)
             shared: Tensor = base(x)
-            return shared + _stacked(x, hot, self.down, up, self.offset)
+            return shared + _stacked(x, hot, down, up, offset)
         if base.dropout is None:
-            return custom(_Routed, x, base.weight, base.bias, self.down, up, self.offset, groups)
-        inner, up = extended(grouped_linear(x, self.down, groups), up, self.offset)
+            return custom(_Routed, x, base.weight, base.bias, down, up, offset, groups)
+        inner, up = extended(grouped_linear(x, down, groups), up, offset)
         return grouped_sum(base(x), [(inner, up, groups)])
 
     def weighted(self, shared: Tensor, x: Tensor, weights: Tensor) -> Tensor:
@@ -127,6 +163,9 @@ class Bank(nn.Module):
         if x.dim() == 3:
             rows = weights.repeat_interleave(x.shape[1], 0)
             return self.weighted(shared.flatten(0, 1), x.flatten(0, 1), rows).view_as(shared)
+        if self._by_rows():
+            own = self._read_all(torch.arange(self.experts, device=x.device))
+            return shared + _stacked(x, weights, *own)
         return shared + _stacked(x, weights, self.down, self.scaled_up(), self.offset)
 
     def check(self, experts: int, what: str, *, exact: bool = False) -> None:
@@ -199,6 +238,10 @@ class LowRankLinear(Bank):
             return self.routed(self.base, x, route.acting()[1])
         shared: Tensor = self.base(x, route)
         return shared
+
+
+def _scaled(up: Tensor, row_scale: Tensor | None) -> Tensor:
+    return up if row_scale is None else up * row_scale.unsqueeze(-1)
 
 
 def _stacked(x: Tensor, weights: Tensor, down: Tensor, up: Tensor, offset: Tensor | None) -> Tensor:

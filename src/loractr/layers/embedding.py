@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from loractr.batch import Batch
 from loractr.errors import ConfigError, UsageError
 from loractr.layers.dropout import Dropout
-from loractr.layers.lookup import Bags, RowGradient, Touched, all_ids, look_up, look_up_by_rows
+from loractr.layers.lookup import Bags, ByRows, Touched, all_ids, look_up, look_up_by_rows
 from loractr.schema import Field, Schema
 
 
@@ -50,7 +50,7 @@ class Embedded:
         return torch.cat([vectors, *self.others, self.numbers], 1)
 
 
-class Table(nn.Module):
+class Table(ByRows):
     """One table for all fields of one width: each field has its block of rows, one after the other.
 
     A categorical field looks up its row; a sequence field takes the mean of its rows, 0 when it has
@@ -65,10 +65,6 @@ class Table(nn.Module):
         std: Standard deviation of the initial normal vectors, mean 0.
         pretrained: Field name → ready vectors (field.size, size).
         generator: Source of the initial vectors.
-
-    Attributes:
-        row_gradients: By name ("weight", "first_order"), where gradients by rows go; what is not
-            named has its `.grad`.
 
     Shapes: (N, F) ids and bags of L ids → vectors (N, fields, size), linear terms (N,).
     Cost: one lookup for all categorical fields, one pooled lookup for all sequences.
@@ -94,7 +90,6 @@ class Table(nn.Module):
         self.fields = tuple(sorted(fields, key=lambda field: field.kind == "sequence"))
         self.size = size
         self.trainable = trainable
-        self.row_gradients: dict[str, RowGradient] = {}
         sizes = [field.size for field in self.fields]
         self.first_rows = [sum(sizes[:i]) for i in range(len(sizes))]
         weight = torch.empty(sum(sizes), size).normal_(std=std, generator=generator)
@@ -279,17 +274,6 @@ class Embedding(nn.Module):
         """
         for table in self._tables():
             table.fill_unknown()
-
-    def set_row_gradients(self, gradients: Mapping[str, RowGradient]) -> None:
-        """Let the named parameters (`embedding.tables.<table>.<tensor>`) leave their gradients by
-        rows in what is given for them. All others have a `.grad`."""
-        for name, table in zip(self.tables, self._tables(), strict=True):
-            own = f"embedding.tables.{name}."
-            table.row_gradients = {
-                full.removeprefix(own): gradient
-                for full, gradient in gradients.items()
-                if full.startswith(own)
-            }
 
     def _tables(self) -> list[Table]:
         return [table for table in self.tables.values() if isinstance(table, Table)]

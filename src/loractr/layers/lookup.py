@@ -1,12 +1,12 @@
 """Looking up rows of a table, with a gradient as large as the table or only as the rows read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from loractr.layers.custom import custom
@@ -49,6 +49,12 @@ class Touched:
         kernels.call("group_ids", ids.contiguous(), len(ids), order, edges, rows, count)
         distinct = int(count)
         return Touched(rows[:distinct], order, edges[: distinct + 1])
+
+    @staticmethod
+    def once(rows: Tensor) -> "Touched":
+        """Distinct rising `rows` (U,), each read in its own place."""
+        places = torch.arange(len(rows) + 1, device=rows.device)
+        return Touched(rows, places[:-1], places)
 
     def sums(self, values: Tensor) -> Tensor:
         """Σ values[n] over the places n where each row is read: (L, K) → (U, K)."""
@@ -101,9 +107,32 @@ class RowGradient:
             return None
         touched, values = found
         sums = touched.sums(values)
-        places = torch.arange(len(sums) + 1, device=sums.device)
-        self._parts = [(Touched(touched.rows, places[:-1], places), sums)]
+        self._parts = [(Touched.once(touched.rows), sums)]
         return sums
+
+
+class ByRows(nn.Module):
+    """A module with tensors of which a batch reads some rows: a table by ids, a bank by experts.
+
+    Attributes:
+        row_gradients: By parameter name, where a gradient by rows goes; what is not named has its
+            `.grad`. Read in training only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row_gradients: dict[str, RowGradient] = {}
+
+
+def set_row_gradients(model: nn.Module, gradients: Mapping[str, RowGradient]) -> None:
+    """Let the named parameters leave their gradients by rows in what is given for them, and all
+    others in their `.grad`."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, ByRows):
+            names = [name for name, _ in module.named_parameters(prefix, recurse=False)]
+            module.row_gradients = {
+                name.rpartition(".")[2]: gradients[name] for name in names if name in gradients
+            }
 
 
 def look_up(weight: Tensor, rows: Tensor, bags: Bags | None) -> Tensor:
@@ -141,6 +170,14 @@ def look_up_by_rows(
     if gradient.before is not None:
         gradient.before(touched)
     return custom(_LookUp, weight, rows, bags, touched, gradient)
+
+
+def look_up_slices(weight: Tensor, touched: Touched, gradient: RowGradient) -> Tensor:
+    """Slices `touched.rows` (A,) of a stack (E, …), each once: (A, …); its gradient goes to
+    `gradient`, as of a table with a row for each slice."""
+    rows = touched.rows.unsqueeze(0)
+    found = look_up_by_rows(weight.flatten(1), rows, None, touched, gradient)
+    return found.view(-1, *weight.shape[1:])
 
 
 def all_ids(rows: Tensor, bags: Bags | None) -> Tensor:

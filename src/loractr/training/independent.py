@@ -22,8 +22,10 @@ from loractr.data.loader import BACKBONE_ALONE, collate, domains_of
 from loractr.data.order import Epoch, Index, shuffled
 from loractr.data.rows import Rows
 from loractr.errors import TrainingError, some
+from loractr.layers.lookup import set_row_gradients
 from loractr.stage import Stage
 from loractr.training.events import StageResult, StageStarted, Validated
+from loractr.training.expert_adam import ExpertAdam
 from loractr.training.freeze import freeze_all_but, moving_tensors
 from loractr.training.loop import (
     Meter,
@@ -37,7 +39,7 @@ from loractr.training.loop import (
     row_losses,
     steps_of,
 )
-from loractr.training.optimizer import ExpertAdam
+from loractr.training.optimizer import stacks_of
 from loractr.training.stopping import Stopper
 from loractr.training.validate import chosen, chosen_for_domain
 
@@ -69,7 +71,9 @@ class IndependentLoop:
         self.trained = freeze_all_but(model, stage.trains)
         self.moving = moving_tensors(model, self.trained)
         self.trainable = sum(p.numel() for p in self.trained.values())
-        self.adam = ExpertAdam(stage, self.trained, len(self.names))
+        by_rows = stacks_of(model, self.trained, stage.domains_per_step)
+        self.adam = ExpertAdam(stage, self.trained, len(self.names), by_rows)
+        set_row_gradients(model, self.adam.row_gradients)
         self.rows = self._rows_of(around.train)
         self.batches = [math.ceil(len(rows) / stage.batch_size) for rows in self.rows]
         self.step = [0] * len(self.names)
@@ -240,6 +244,7 @@ class IndependentLoop:
         if kept_start:
             copy_into(self.moving, self.start)
         model.set_dropout(None, None)
+        set_row_gradients(model, {})
         domains = {
             name: {"epoch": s.best_epoch, "value": s.best, "metric": self.metrics[d]}
             for d, (name, s) in enumerate(zip(self.names, self.stoppers, strict=True))

@@ -1,4 +1,4 @@
-"""The optimiser of a stage: Adam on whole tensors, by rows on embedding tables, or per expert.
+"""The optimiser of a stage: Adam on whole tensors, by rows on large tables and stacks of experts.
 
 All follow Kingma and Ba (ICLR 2015) with torch's defaults (0.9, 0.999, 1e-8). Coupled weight
 decay adds `weight_decay * w` to the gradient as the papers do; decoupled is AdamW's.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from loractr.errors import CheckpointError, TrainingError
-from loractr.layers.lookup import RowGradient
+from loractr.errors import CheckpointError
+from loractr.layers.lookup import ByRows, RowGradient
 from loractr.native import library_for
 from loractr.stage import Settings, Stage
 from loractr.training.rows import (
@@ -71,6 +71,32 @@ def tables_by_rows(stage: Stage, trained: dict[str, nn.Parameter]) -> list[str]:
     return [name for name in large if name not in missed]
 
 
+def stacks_of(model: nn.Module, trained: dict[str, nn.Parameter], together: int) -> list[str]:
+    """Names of the trained stacks of experts that are at least twice the `together` experts of a
+    step: what is done to the whole stack would cost more than the step."""
+    return [
+        name
+        for prefix, module in model.named_modules()
+        if isinstance(module, ByRows) and not _is_table(prefix)
+        for name, stack in module.named_parameters(prefix, recurse=False)
+        if name in trained and len(stack) >= 2 * together
+    ]
+
+
+def stacks_by_rows(stage: Stage, model: nn.Module, trained: dict[str, nn.Parameter]) -> list[str]:
+    """Names of the stacks of experts that Adam moves by experts in this stage, to the same weights
+    as all at once: where batches have few domains, with compiled kernels."""
+    if stage.domains_per_batch is None or not library_for(*trained.values()):
+        return []
+    if stage.decoupled and stage.learning_rate * stage.weight_decay >= 1.0:
+        return []
+    return stacks_of(model, trained, stage.domains_per_batch)
+
+
+def _is_table(name: str) -> bool:
+    return name.startswith("embedding.")
+
+
 class WholeAdam:
     """The optimiser of ordinary parameters and tables, with clipping, schedule and a moving average
     of weights.
@@ -78,8 +104,9 @@ class WholeAdam:
     Args:
         stage: Its settings.
         trained: The parameters by name.
-        by_rows: The names of those that are updated by rows, see `tables_by_rows`. Their gradients
-            are expected in `row_gradients`, those of all others in `.grad`.
+        by_rows: The names of those that are updated by rows, see `tables_by_rows` and
+            `stacks_by_rows`. Their gradients are expected in `row_gradients`, those of all others
+            in `.grad`.
     """
 
     def __init__(self, stage: Stage, trained: dict[str, nn.Parameter], by_rows: list[str]) -> None:
@@ -89,7 +116,7 @@ class WholeAdam:
             None if stage.ema is None else {n: p.detach().clone() for n, p in trained.items()}
         )
         self.whole = {n: p for n, p in trained.items() if n not in by_rows}
-        tables = [n for n in self.whole if n.startswith("embedding.")]
+        tables = [n for n in self.whole if _is_table(n)]
         others = [n for n in self.whole if n not in tables]
         own, shared = stage.table_learning_rate, stage.learning_rate
         groups = [(others, shared, stage.weight_decay), (tables, own, stage.table_weight_decay)]
@@ -99,20 +126,24 @@ class WholeAdam:
             _Fused({n: trained[n] for n in names}, rate, decay, decoupled=stage.decoupled)
             for names, rate, decay in groups
         ]
-        self.history: History | None = None
-        if by_rows and stage.embedding_optimizer == "adam":
-            memory = max(MEMORY[trained[n].dtype] for n in by_rows)
-            self.history = History(memory, stage.table_weight_decay * stage.decoupled)
+        self.histories: dict[str, History] = {}
         self.rows = {name: self._by_rows(name) for name in by_rows}
 
     def _by_rows(self, name: str) -> RowOptimizer:
-        weight = self.trained[name]
-        average = None if self.average is None else self.average[name]
-        if self.history is not None:
-            coupled = 0.0 if self.stage.decoupled else self.stage.table_weight_decay
-            return ExactAdam(weight, average, self.history, coupled)
+        stage, weight = self.stage, self.trained[name].detach().flatten(1)
+        average = None if self.average is None else self.average[name].flatten(1)
+        table = _is_table(name)
+        if not table or stage.embedding_optimizer == "adam":
+            decay = stage.table_weight_decay if table else stage.weight_decay
+            history = self.histories.setdefault(
+                "tables" if table else "experts",
+                History(
+                    max(MEMORY[w.dtype] for w in self.trained.values()), decay * stage.decoupled
+                ),
+            )
+            return ExactAdam(weight, average, history, 0.0 if stage.decoupled else decay)
         own = None if average is None else RowAverage(weight, average)
-        lazy = self.stage.embedding_optimizer == "lazy_adam"
+        lazy = stage.embedding_optimizer == "lazy_adam"
         return LazyAdam(weight, own) if lazy else RowwiseAdagrad(weight, own)
 
     @property
@@ -136,17 +167,19 @@ class WholeAdam:
         self.updates += 1
         keep = 1.0 if self.stage.ema is None else average_decay(self.stage.ema, self.updates)
         if self.rows:
-            self._step_rows(self.stage.table_learning_rate * factor, scale, keep)
+            self._step_rows(factor, scale, keep)
         if self.average is not None and self.whole:
             with torch.no_grad():
                 averages = [self.average[name] for name in self.whole]
                 torch._foreach_lerp_(averages, list(self.whole.values()), 1.0 - keep)
 
-    def _step_rows(self, rate: float, scale: float, keep: float) -> None:
-        if self.history is not None:
-            self.history.add(rate, keep)
-        for rows in self.rows.values():
-            rows.step(self.updates, rate, scale)
+    def _step_rows(self, factor: float, scale: float, keep: float) -> None:
+        rates = {"tables": self.stage.table_learning_rate, "experts": self.stage.learning_rate}
+        for kind, history in self.histories.items():
+            history.add(rates[kind] * factor, keep)
+        for name, rows in self.rows.items():
+            kind = "tables" if _is_table(name) else "experts"
+            rows.step(self.updates, rates[kind] * factor, scale)
             if isinstance(rows, LazyAdam | RowwiseAdagrad) and rows.average is not None:
                 rows.average.add(keep)
 
@@ -168,12 +201,12 @@ class WholeAdam:
         return scale
 
     def catch_up(self) -> None:
-        """Bring every row of every table to the last update: to be called before weights are read
-        otherwise than by a training batch."""
+        """Bring every row to the last update: to be called before weights are read otherwise than
+        by a training batch."""
         for rows in self.rows.values():
             rows.catch_up()
-        if self.history is not None:
-            self.history.forget()
+        for history in self.histories.values():
+            history.forget()
 
     def swap_average(self) -> None:
         """Exchange the weights and their moving average (nothing without one)."""
@@ -185,8 +218,8 @@ class WholeAdam:
         """Every tensor that a resumed run needs, by name. Rows stand as they are: catching them up
         at moments that the clock chooses would change the bits of what follows."""
         tensors = dict(self._held())
-        if self.history is not None:
-            tensors |= self.history.state()
+        for kind, history in self.histories.items():
+            tensors |= {f"{kind}.{name}": value for name, value in history.state().items()}
         tensors["updates"] = torch.tensor(self.updates)
         return tensors
 
@@ -194,22 +227,22 @@ class WholeAdam:
         """Continue from what `state` returned.
 
         Raises:
-            CheckpointError: other tables were updated by rows.
+            CheckpointError: other weights were updated by rows.
         """
         held = dict(self._held())
-        if not held.keys() <= tensors.keys() or (self.history is None) == (
-            "history.base" in tensors
-        ):
+        known = {kind for kind in ("tables", "experts") if f"{kind}.history.base" in tensors}
+        if not held.keys() <= tensors.keys() or known != self.histories.keys():
             raise CheckpointError(
-                "the checkpoint's tables were updated with other kernels than this run's.",
+                "the checkpoint's weights were updated with other kernels than this run's.",
                 fix="resume with the kernels that the run began with: see `loractr kernels`, and"
                 " `kernels` in the configuration.",
             )
         self.updates = int(tensors["updates"])
         for key, value in held.items():
             value.copy_(tensors[key])
-        if self.history is not None:
-            self.history.restore(tensors)
+        for kind, history in self.histories.items():
+            own = {name: tensors[f"{kind}.{name}"] for name in history.state()}
+            history.restore(own)
 
     def _held(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors of the state that are changed in place, by name: the tensors themselves."""
@@ -271,99 +304,6 @@ class _Fused:
             yield f"adam.exp_avg.{name}", first
             yield f"adam.exp_avg_sq.{name}", second
             yield f"adam.step.{name}", steps
-
-
-class ExpertAdam:
-    """Adam over stacked experts: every slice along the first axis is an optimisation of its own,
-    with its own step count, moments, clip norm, schedule and moving average. A step moves only the
-    experts named in it; stepping one expert alone gives what `WholeAdam` gives for its weights.
-    """
-
-    def __init__(self, stage: Stage, trained: dict[str, nn.Parameter], experts: int) -> None:
-        wrong = [name for name, p in trained.items() if p.shape[:1] != (experts,)]
-        if wrong:
-            raise TrainingError(
-                f"stage {stage.name!r} trains experts independently, but {wrong[0]!r} is shared:"
-                f" its first axis is not the {experts} experts."
-            )
-        self.stage, self.trained = stage, trained
-        self.updates = torch.zeros(experts, dtype=torch.int64)
-        self.first = {name: torch.zeros_like(p) for name, p in trained.items()}
-        self.second = {name: torch.zeros_like(p) for name, p in trained.items()}
-        self.average = (
-            None if stage.ema is None else {n: p.detach().clone() for n, p in trained.items()}
-        )
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for parameter in self.trained.values():
-            parameter.grad = None
-
-    @torch.no_grad()
-    def step(self, experts: Tensor, epochs: Tensor) -> None:
-        """One update of `experts` (A,), each `epochs` (A,) of its own epochs into the stage."""
-        self.updates[experts] += 1
-        t = self.updates[experts].double()
-        factors = [rate_factor(self.stage, float(epoch)) for epoch in epochs]
-        rates = self.stage.learning_rate * torch.tensor(factors, dtype=torch.float64)
-        clip = self._clip(experts)
-        for name, parameter in self.trained.items():
-            assert parameter.grad is not None
-            shape = (-1,) + (1,) * (parameter.dim() - 1)
-
-            def per_expert(
-                values: Tensor, like: Tensor = parameter, to: tuple[int, ...] = shape
-            ) -> Tensor:
-                return values.to(like.dtype).view(to)
-
-            grad, weight = parameter.grad[experts], parameter[experts]
-            if clip is not None:
-                grad = grad * per_expert(clip)
-            if self.stage.decoupled:
-                weight = weight * per_expert(1.0 - rates * self.stage.weight_decay)
-            elif self.stage.weight_decay:
-                grad = grad + self.stage.weight_decay * weight
-            first = torch.lerp(self.first[name][experts], grad, 1.0 - BETA1)
-            second = (self.second[name][experts] * BETA2).addcmul_(grad, grad, value=1.0 - BETA2)
-            size = per_expert(rates / (1.0 - BETA1**t))
-            scale = second.sqrt() / per_expert((1.0 - BETA2**t).sqrt()) + EPS
-            parameter[experts] = weight - size * first / scale
-            self.first[name][experts], self.second[name][experts] = first, second
-            if self.average is not None and self.stage.ema is not None:
-                decays = [average_decay(self.stage.ema, int(u)) for u in t]
-                weights = per_expert(1.0 - torch.tensor(decays, dtype=torch.float64))
-                averaged = self.average[name]
-                averaged[experts] = torch.lerp(averaged[experts], parameter[experts], weights)
-
-    def _clip(self, experts: Tensor) -> Tensor | None:
-        if self.stage.clip_norm is None:
-            return None
-        grads = [p.grad[experts].flatten(1) for p in self.trained.values() if p.grad is not None]
-        norms = torch.stack([g.double().square().sum(1) for g in grads]).sum(0).sqrt()
-        return (self.stage.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-
-    def swap_average(self) -> None:
-        """Exchange the weights and their moving average (nothing without one)."""
-        if self.average is not None:
-            exchange(self.average, self.trained)
-
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor that a resumed run needs, by name."""
-        tensors = {f"first.{name}": value for name, value in self.first.items()}
-        tensors |= {f"second.{name}": value for name, value in self.second.items()}
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        return tensors | {"updates": self.updates}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
-        self.updates.copy_(tensors["updates"])
-        for kind, held in (("first", self.first), ("second", self.second)):
-            for name, value in held.items():
-                value.copy_(tensors[f"{kind}.{name}"])
-        if self.average is not None:
-            for name, value in self.average.items():
-                value.copy_(tensors[f"average.{name}"])
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from torch import Tensor
 from loractr.batch import Batch
 from loractr.data.loader import collate, sizes_of
 from loractr.data.order import Epoch, Index, balanced, clustered, domain_sequential, shuffled
-from loractr.errors import TrainingError
+from loractr.errors import TrainingError, some
+from loractr.layers.lookup import set_row_gradients
 from loractr.stage import Stage
 from loractr.training.events import StageResult, StageStarted, Validated
 from loractr.training.freeze import freeze_all_but, moving_tensors
@@ -28,7 +29,7 @@ from loractr.training.loop import (
     routing_of,
     steps_of,
 )
-from loractr.training.optimizer import WholeAdam, tables_by_rows
+from loractr.training.optimizer import WholeAdam, stacks_by_rows, tables_by_rows
 from loractr.training.stopping import Stopper
 from loractr.training.validate import chosen
 
@@ -41,8 +42,10 @@ class SharedLoop:
         self.trained = freeze_all_but(around.model, stage.trains)
         self.moving = moving_tensors(around.model, self.trained)
         self.trainable = sum(p.numel() for p in self.trained.values())
-        self.adam = WholeAdam(stage, self.trained, tables_by_rows(stage, self.trained))
-        around.model.embedding.set_row_gradients(self.adam.row_gradients)
+        by_rows = tables_by_rows(stage, self.trained)
+        by_rows += stacks_by_rows(stage, around.model, self.trained)
+        self.adam = WholeAdam(stage, self.trained, by_rows)
+        set_row_gradients(around.model, self.adam.row_gradients)
         self.optimizer = _describe(stage, list(self.adam.rows))
         self.routing = routing_of(around.model, around.schema, stage)
         self.sizes = sizes_of(around.schema, self.routing)
@@ -180,7 +183,7 @@ class SharedLoop:
         """Put the best weights back; mixers that are no better than none do not act."""
         model, best = self.around.model, self.stopper.best
         self.adam.catch_up()
-        model.embedding.set_row_gradients({})
+        set_row_gradients(model, {})
         if self.best is not None:
             copy_into(self.moving, self.best)
         model.set_dropout(None, None)
@@ -229,9 +232,10 @@ class SharedLoop:
 
 def _describe(stage: Stage, by_rows: list[str]) -> str:
     text = f"{'AdamW' if stage.decoupled else 'Adam'}, fused"
-    if not by_rows:
-        return text
-    tables = ", ".join(by_rows)
+    tables = [name for name in by_rows if name.startswith("embedding.")]
+    caught_up = [name for name in by_rows if name not in tables]
     if stage.embedding_optimizer == "adam":
-        return f"{text}; by rows, caught up, on {tables}"
-    return f"{text}; {stage.embedding_optimizer} on {tables}"
+        caught_up, tables = by_rows, []
+    if caught_up:
+        text += f"; by rows, caught up, on {some(caught_up)}"
+    return f"{text}; {stage.embedding_optimizer} on {some(tables)}" if tables else text

@@ -45,6 +45,15 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(held)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has products of bfloat16 numbers (AVX512-BF16, AMX, Arm's BF16; CUDA from
+    compute capability 8 on); elsewhere they are slower than those of float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    flags = {flag for _, values in _lines_of_cpuinfo() for flag in values.split()}
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def cache_folder() -> Path:
     """Where prepared data and compiled kernels are kept: $LORACTR_CACHE, else ~/.cache/loractr."""
     place = os.environ.get("LORACTR_CACHE")
@@ -52,9 +61,15 @@ def cache_folder() -> Path:
 
 
 def _processor() -> str:
+    names = [value for name, value in _lines_of_cpuinfo() if name == "model name"]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _lines_of_cpuinfo() -> list[tuple[str, str]]:
+    """What Linux says of the processors; elsewhere nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return []
+    parts = [line.partition(":") for line in lines]
+    return [(name.strip(), value.strip()) for name, _, value in parts]

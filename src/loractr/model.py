@@ -14,6 +14,7 @@ from loractr.layers.embedding import Embedding
 from loractr.layers.linear import Linear
 from loractr.method import ALL_ROWS, Front, Method
 from loractr.schema import Schema
+from loractr.stage import Precision
 
 
 class CTRModel(nn.Module):
@@ -74,6 +75,13 @@ class CTRModel(nn.Module):
         self.embedding.dropout.p = (
             self._embedding_dropout if embedding_dropout is None else embedding_dropout
         )
+
+    def set_precision(self, precision: Precision) -> None:
+        """Let shared linear layers round their factors to bfloat16 in training, or not. All else,
+        and every score, stays as it is."""
+        for module in (*self.backbone.modules(), *self.head.modules()):
+            if isinstance(module, Linear):
+                module.rounds = precision == "bfloat16"
 
     def parameter_counts(self) -> dict[str, int]:
         """Numbers of parameters: total = embedding + backbone (head included) + adapters.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 import yaml
 
 from loractr import native
@@ -31,6 +32,7 @@ from loractr.stage import Stage
 from loractr.training import fit
 from loractr.training.checkpoint import STATE, write_file
 from loractr.training.events import Callback, StageResult
+from loractr.training.fit import check_precision
 from loractr.training.fits import Data, Trained, build_model, ready_vectors, train
 
 log = logging.getLogger(__name__)
@@ -63,9 +65,11 @@ def run(
 
     Raises:
         UsageError: `out` is not empty, or holds a run with another configuration.
-        ConfigError: the model of `start_from` has other fields or another shape.
+        ConfigError: the model of `start_from` has other fields or another shape; this processor
+            cannot do what a stage asks for.
         LoractrError: whatever goes wrong on the way.
     """
+    check_precision((*config.stages(), *config.domain_stages("", "")), torch.device(device))
     if _begin(config, out, resume):
         return _finished(out)
     with threads(thread_count), native.use(config.kernels), _nothing_left_of_a_false_start(out):

@@ -10,6 +10,7 @@ from loractr.schema import Record
 Select = Literal["mean_auc", "wauc", "pooled_auc", "log_loss"]
 Loss = Literal["row_mean", "domain_mean"]
 EmbeddingOptimizer = Literal["adam", "lazy_adam", "rowwise_adagrad"]
+Precision = Literal["float32", "bfloat16"]
 Probability = Annotated[float, Bound(ge=0.0, lt=1.0)]
 
 
@@ -73,6 +74,9 @@ class Settings(Record):
     domains_per_batch: PositiveInt | None = None
     """Rows come in runs of one domain, about this many domains a batch: with hundreds of domains a
     step then costs what it costs with few. Batches mix all domains when absent."""
+    precision: Precision = "float32"
+    """bfloat16: linear layers round what they multiply to 8 bits of mantissa, for speed where the
+    processor has such products; weights, optimiser, norms, adapters and scores stay float32."""
     embedding_optimizer: EmbeddingOptimizer = "adam"
     """Optimiser of embedding tables; three different ones, never exchanged for speed.
     adam: as for all other weights. lazy_adam: a row's moments move and decay only in batches that

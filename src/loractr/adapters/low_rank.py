@@ -152,7 +152,7 @@ class Bank(ByRows):
             hot = one_hot(groups, self.experts, x.dtype)
             shared: Tensor = base(x)
             return shared + _stacked(x, hot, down, up, offset)
-        if base.dropout is None:
+        if base.dropout is None and not base.rounds:
             return custom(_Routed, x, base.weight, base.bias, down, up, offset, groups)
         inner, up = extended(grouped_linear(x, down, groups), up, offset)
         return grouped_sum(base(x), [(inner, up, groups)])

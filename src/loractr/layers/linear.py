@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from loractr.batch import Route
 from loractr.layers.dropout import Dropout
+from loractr.layers.rounded import rounded_linear
 
 
 class Linear(nn.Module):
@@ -25,6 +26,7 @@ class Linear(nn.Module):
         dropout: Dropout of this layer's own output. An adapter adds its update *after* it, so
             that only the shared path is dropped. None almost always: it serves the one option
             that reproduces the MLoRA authors' code (`dropout_position: shared_path`).
+        rounds: In training, multiply in bfloat16 (`rounded_linear`).
 
     Shapes: x (..., in) → (..., out).
     Raises: ValueError: a width below 1.
@@ -46,11 +48,13 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.dropout: Dropout | None = None
+        self.rounds = False
         nn.init.xavier_normal_(self.weight, generator=generator)
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """The affine map; `route` is for the adapter that may stand in this layer's place."""
-        y = F.linear(x, self.weight, self.bias)
+        product = rounded_linear if self.rounds and self.training else F.linear
+        y = product(x, self.weight, self.bias)
         return y if self.dropout is None else self.dropout(y)
 
     def extra_repr(self) -> str:

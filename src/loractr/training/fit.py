@@ -1,7 +1,7 @@
 """`fit`: run a recipe of stages on a model. No files, no prints: callbacks see what happens."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 
 from loractr.batch import EVERY
 from loractr.data.rows import Rows
+from loractr.environment import environment, has_bfloat16
 from loractr.errors import (
     CheckpointError,
     ConfigError,
@@ -101,7 +102,7 @@ def fit(
 
     Raises:
         TrainingError: the loss is no longer finite, or a stage trains nothing.
-        ConfigError: a stage's settings cannot be had together.
+        ConfigError: a stage's settings cannot be had together, or not on this processor.
         DataError: a stage has no training rows.
         UsageError: there is no such division.
         UnknownDomainError: a stage's rows are of a domain that the division does not have.
@@ -110,6 +111,7 @@ def fit(
     conflicts = [f"stage {stage.name!r}: {c}" for stage in stages for c in stage.conflicts()]
     if conflicts:
         raise ConfigError(conflicts)
+    check_precision(stages, model.device)
     return _Fit(
         model=model,
         data=data,
@@ -120,6 +122,22 @@ def fit(
         division=_division(model, data.schema, division),
         first=first,
     ).run()
+
+
+def check_precision(stages: Iterable[Stage], device: torch.device) -> None:
+    """Check that the device has what the stages ask for.
+
+    Raises:
+        ConfigError: a stage asks for bfloat16, which would be slower here than float32.
+    """
+    asking = [stage.name for stage in stages if stage.precision == "bfloat16"]
+    if asking and not has_bfloat16(device):
+        here = environment()["processor"] if device.type == "cpu" else device
+        raise ConfigError(
+            [f"precision: stage {asking[0]!r} asks for bfloat16, which {here} does not multiply"],
+            fix="use training.precision: float32, or a processor with AVX512-BF16, AMX or Arm's"
+            " BF16.",
+        )
 
 
 @dataclass

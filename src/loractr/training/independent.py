@@ -98,6 +98,7 @@ class IndependentLoop:
         rows = sum(len(rows) for rows in self.rows)
         self.around.emit(StageStarted(stage.name, rows, self.trainable, "Adam per expert, stacked"))
         model.set_dropout(stage.dropout, stage.embedding_dropout)
+        model.set_precision(stage.precision)
         if not self.started:
             self.started = True
             self._begin()
@@ -244,6 +245,7 @@ class IndependentLoop:
         if kept_start:
             copy_into(self.moving, self.start)
         model.set_dropout(None, None)
+        model.set_precision("float32")
         set_row_gradients(model, {})
         domains = {
             name: {"epoch": s.best_epoch, "value": s.best, "metric": self.metrics[d]}

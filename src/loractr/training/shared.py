@@ -68,6 +68,7 @@ class SharedLoop:
             StageStarted(stage.name, len(self.around.train), self.trainable, self.optimizer)
         )
         model.set_dropout(stage.dropout, stage.embedding_dropout)
+        model.set_precision(stage.precision)
         if not self.started:
             self.started = True
             if stage.keep_start:
@@ -187,6 +188,7 @@ class SharedLoop:
         if self.best is not None:
             copy_into(self.moving, self.best)
         model.set_dropout(None, None)
+        model.set_precision("float32")
         judged = best is not None
         unmixed = best is not None and self.before is not None and best <= self.before
         if self.routing.mixed:

@@ -1,0 +1,68 @@
+"""What does a training step of a tower cost with bfloat16 products, against float32?
+
+    python benchmarks/bench_precision.py [--rounds 15]
+
+Towers and steps are those of bench_adapters.py, without adapters and with an adapter for each of
+three domains. One thread, all in turn within one process; README.md says what each column means.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import torch
+from bench_adapters import NETS, Joint, Plain, seconds
+from csv_file import circumstances, write
+
+from loractr import native
+from loractr.environment import has_bfloat16
+from loractr.layers.linear import Linear
+
+RESULTS = Path(__file__).parent / "results" / "precision.csv"
+
+
+def rounding(step: Plain) -> Plain:
+    """The same with bfloat16 products."""
+    for module in step.model.modules():
+        if isinstance(module, Linear):
+            module.rounds = True
+    return step
+
+
+def measure(net: str, domains: int, rounds: int) -> dict[str, object]:
+    """A step in float32 and in bfloat16, in turn."""
+
+    def step() -> Plain:
+        return Joint(net, domains) if domains else Plain(net)
+
+    exact, rounded = step(), rounding(step())
+    times = max(1, int(0.1 / seconds(exact, 3)))
+    pairs = [(seconds(exact, times), seconds(rounded, times)) for _ in range(rounds + 1)][1:]
+    ratios = sorted(slow / fast for slow, fast in pairs)
+    line = {
+        "net": net,
+        "domains": domains,
+        "kernels": "native" if native.library() else "torch",
+        "float32_ms": round(1e3 * statistics.median(slow for slow, _ in pairs), 2),
+        "bfloat16_ms": round(1e3 * statistics.median(fast for _, fast in pairs), 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_q1": round(ratios[rounds // 4], 3),
+        "ratio_q3": round(ratios[3 * rounds // 4], 3),
+        **circumstances(rounds),
+    }
+    print(*(f"{name}={line[name]}" for name in list(line)[:8]), flush=True)
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if not has_bfloat16(torch.device("cpu")):
+        parser.error("this processor has no bfloat16 products: nothing to measure")
+    write(RESULTS, [measure(net, domains, given.rounds) for net in NETS for domains in (0, 3)])
+
+
+if __name__ == "__main__":
+    main()

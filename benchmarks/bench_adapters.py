@@ -139,28 +139,33 @@ def seconds(step: Callable[[], None], times: int) -> float:
     return (time.perf_counter() - started) / times
 
 
-def measure(net: str, domains: int, stage: str, kernels: str, rounds: int) -> dict[str, object]:
-    """A plain and an adapted step in turn."""
-    with native.use(kernels):
-        plain, adapted = Plain(net), STAGES[stage](net, domains)
-        times = max(1, int(0.1 / seconds(plain, 3)))
-        few = max(1, int(0.1 / seconds(adapted, 2)))
-        pairs = [(seconds(plain, times), seconds(adapted, few)) for _ in range(rounds + 1)][1:]
+def compared(told: dict[str, object], plain: Plain, other: Plain, rounds: int) -> dict[str, object]:
+    """A line of results: what two steps cost, made in turn."""
+    times = max(1, int(0.1 / seconds(plain, 3)))
+    few = max(1, int(0.1 / seconds(other, 2)))
+    pairs = [(seconds(plain, times), seconds(other, few)) for _ in range(rounds + 1)][1:]
     ratios = sorted(ours / alone for alone, ours in pairs)
-    line = {
+    line = told | {
+        "plain_ms": round(1e3 * statistics.median(alone for alone, _ in pairs), 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_q1": round(ratios[rounds // 4], 3),
+        "ratio_q3": round(ratios[3 * rounds // 4], 3),
+    }
+    print(*(f"{name}={value}" for name, value in line.items()), flush=True)
+    return line | circumstances(rounds)
+
+
+def measure(net: str, domains: int, stage: str, kernels: str, rounds: int) -> dict[str, object]:
+    """A plain and an adapted step."""
+    told: dict[str, object] = {
         "net": net,
         "domains": domains,
         "in_batch": domains if domains <= MIXED else TOGETHER,
         "stage": stage,
         "kernels": kernels,
-        "plain_ms": round(1e3 * statistics.median(alone for alone, _ in pairs), 2),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_q1": round(ratios[rounds // 4], 3),
-        "ratio_q3": round(ratios[3 * rounds // 4], 3),
-        **circumstances(rounds),
     }
-    print(*(f"{name}={line[name]}" for name in list(line)[:9]), flush=True)
-    return line
+    with native.use(kernels):
+        return compared(told, Plain(net), STAGES[stage](net, domains), rounds)
 
 
 def main() -> None:

@@ -7,12 +7,11 @@ three domains. One thread, all in turn within one process; README.md says what e
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
 import torch
-from bench_adapters import NETS, Joint, Plain, seconds
-from csv_file import circumstances, write
+from bench_adapters import NETS, Joint, Plain, compared
+from csv_file import write
 
 from loractr import native
 from loractr.environment import has_bfloat16
@@ -30,28 +29,17 @@ def rounding(step: Plain) -> Plain:
 
 
 def measure(net: str, domains: int, rounds: int) -> dict[str, object]:
-    """A step in float32 and in bfloat16, in turn."""
+    """A step in bfloat16 and the same in float32."""
 
     def step() -> Plain:
         return Joint(net, domains) if domains else Plain(net)
 
-    exact, rounded = step(), rounding(step())
-    times = max(1, int(0.1 / seconds(exact, 3)))
-    pairs = [(seconds(exact, times), seconds(rounded, times)) for _ in range(rounds + 1)][1:]
-    ratios = sorted(slow / fast for slow, fast in pairs)
-    line = {
+    told: dict[str, object] = {
         "net": net,
         "domains": domains,
         "kernels": "native" if native.library() else "torch",
-        "float32_ms": round(1e3 * statistics.median(slow for slow, _ in pairs), 2),
-        "bfloat16_ms": round(1e3 * statistics.median(fast for _, fast in pairs), 2),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_q1": round(ratios[rounds // 4], 3),
-        "ratio_q3": round(ratios[3 * rounds // 4], 3),
-        **circumstances(rounds),
     }
-    print(*(f"{name}={line[name]}" for name in list(line)[:8]), flush=True)
-    return line
+    return compared(told, step(), rounding(step()), rounds)
 
 
 def main() -> None:

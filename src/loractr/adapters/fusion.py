@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loractr.adapters.low_rank import Bank, Experts, extended
+from loractr.adapters.low_rank import Bank, Experts
+from loractr.adapters.products import entered, extended
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
 from loractr.layers.grouped import grouped_linear, grouped_sum
@@ -138,8 +139,8 @@ class FusedLinear(nn.Module):
         if route is not None and route.divisions and route.cell is None:
             place, groups = route.acting()
             return self.bank(place).routed(self.base, x, groups)
-        shared: Tensor = self.base(x, route)
         if route is None or not route.divisions:
+            shared: Tensor = self.base(x, route)
             return shared
         groups_of = [groups for groups in route.divisions if groups is not None]
         if len(groups_of) != len(self.banks):
@@ -148,20 +149,27 @@ class FusedLinear(nn.Module):
             )
         if x.dim() == 3:
             groups_of = [groups.repeated(x.shape[1]) for groups in groups_of]
-            return self._mixed(shared.flatten(0, 1), x.flatten(0, 1), groups_of).view_as(shared)
-        return self._mixed(shared, x, groups_of)
+            y = self._mixed(x.flatten(0, 1), groups_of)
+            return y.view(*x.shape[:2], self.out_features)
+        return self._mixed(x, groups_of)
 
-    def _mixed(self, shared: Tensor, x: Tensor, groups: Sequence[Groups]) -> Tensor:
-        own = []
-        for place, rows in enumerate(groups):
-            experts = self.bank(place).acting(rows)
-            own.append(Own(grouped_linear(x, experts.down, experts.groups), experts))
+    def _mixed(self, x: Tensor, groups: Sequence[Groups]) -> Tensor:
+        experts = [self.bank(place).acting(rows) for place, rows in enumerate(groups)]
+        shared, inner = self._entered(x, experts)
+        own = [Own(z, one) for z, one in zip(inner, experts, strict=True)]
         weights = self.mixer(shared, own).unbind(1)
         terms = []
         for one, weight in zip(own, weights, strict=True):
-            inner, up = _with_offset(one)
-            terms.append((weight[:, None] * inner, up, one.experts.groups))
+            z, up = _with_offset(one)
+            terms.append((weight[:, None] * z, up, one.experts.groups))
         return grouped_sum(shared, terms)
+
+    def _entered(self, x: Tensor, experts: Sequence[Experts]) -> tuple[Tensor, list[Tensor]]:
+        """base(x), and x in the low rank of each row's experts."""
+        base = self.base
+        if base.plain and not torch.compiler.is_compiling():
+            return entered(x, base.weight, base.bias, [(one.down, one.groups) for one in experts])
+        return base(x), [grouped_linear(x, one.down, one.groups) for one in experts]
 
 
 def _with_offset(own: Own, map_by: Tensor | None = None) -> tuple[Tensor, Tensor]:

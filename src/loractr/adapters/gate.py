@@ -206,7 +206,7 @@ class GatedLinear(LowRankLinear):
         elif self.reads == "fields":
             context = route.context
         weights = self.gate(route.acting()[1], context)
-        return self.weighted(self.base(x, route), x, weights)
+        return self.weighted(self.base, x, weights)
 
 
 class SharedGate(Front):

@@ -1,31 +1,18 @@
-"""The bank of low-rank experts that stands beside a shared linear layer, and its kernels.
+"""The bank of low-rank experts that stands beside a shared linear layer.
 
-Two kernels with one meaning. *Segments*, for hard routes: rows grouped by expert, one pair of small
-products per expert that has rows, written in place. Its cost hardly grows with the number of
-experts, and a row's result does not depend on which other experts the bank holds, so domains live
-and die alone. *Stacked*, for soft routes and for compiled or exported graphs: all experts' `down`
-in one product, weights, all `up` in one product; no loop, but a cost that grows with the experts.
+For hard routes, rows go to their own experts only. For soft routes, and in compiled or exported
+graphs, all experts are computed, weighted and summed: no loop, but a cost that grows with them.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from loractr.adapters.products import extended, routed, stacked, weighted
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
-from loractr.layers.custom import custom
-from loractr.layers.grouped import (
-    add_products,
-    add_products_turned,
-    group_sums,
-    grouped_linear,
-    grouped_sum,
-    one_hot,
-    outer_products,
-)
+from loractr.layers.grouped import grouped_linear, grouped_sum, one_hot
 from loractr.layers.linear import Linear
 from loractr.layers.lookup import ByRows, Touched, look_up_slices
 
@@ -151,22 +138,29 @@ class Bank(ByRows):
         if torch.compiler.is_compiling():
             hot = one_hot(groups, self.experts, x.dtype)
             shared: Tensor = base(x)
-            return shared + _stacked(x, hot, down, up, offset)
-        if base.dropout is None and not base.rounds:
-            return custom(_Routed, x, base.weight, base.bias, down, up, offset, groups)
+            return shared + stacked(x, hot, down, up, offset)
+        if base.plain:
+            return routed(x, base.weight, base.bias, down, up, offset, groups)
         inner, up = extended(grouped_linear(x, down, groups), up, offset)
         return grouped_sum(base(x), [(inner, up, groups)])
 
-    def weighted(self, shared: Tensor, x: Tensor, weights: Tensor) -> Tensor:
-        """shared plus the updates of all experts, weighted by `weights` (N, E)."""
+    def weighted(self, base: Linear, x: Tensor, weights: Tensor) -> Tensor:
+        """base(x) plus the updates of all experts, weighted by `weights` (N, E).
+
+        Shapes: x (N, in), or (N, M, in).
+        """
         self.check(weights.shape[1], "weights for {} experts", exact=True)
         if x.dim() == 3:
             rows = weights.repeat_interleave(x.shape[1], 0)
-            return self.weighted(shared.flatten(0, 1), x.flatten(0, 1), rows).view_as(shared)
-        if self._by_rows():
-            own = self._read_all(torch.arange(self.experts, device=x.device))
-            return shared + _stacked(x, weights, *own)
-        return shared + _stacked(x, weights, self.down, self.scaled_up(), self.offset)
+            y = self.weighted(base, x.flatten(0, 1), rows)
+            return y.view(*x.shape[:2], base.out_features)
+        every = torch.arange(self.experts, device=x.device)
+        whole = (self.down, self.scaled_up(), self.offset)
+        down, up, offset = self._read_all(every) if self._by_rows() else whole
+        if base.plain and not torch.compiler.is_compiling():
+            return weighted(x, base.weight, base.bias, weights, down, up, offset)
+        shared: Tensor = base(x)
+        return shared + stacked(x, weights, down, up, offset)
 
     def check(self, experts: int, what: str, *, exact: bool = False) -> None:
         """Raises AdapterError when a route has more experts than the bank, or not its number."""
@@ -233,7 +227,7 @@ class LowRankLinear(Bank):
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """x and a route with one acting division, or soft weights -> y."""
         if route is not None and route.weights is not None:
-            return self.weighted(self.base(x, route), x, route.weights)
+            return self.weighted(self.base, x, route.weights)
         if route is not None and route.divisions:
             return self.routed(self.base, x, route.acting()[1])
         shared: Tensor = self.base(x, route)
@@ -242,72 +236,3 @@ class LowRankLinear(Bank):
 
 def _scaled(up: Tensor, row_scale: Tensor | None) -> Tensor:
     return up if row_scale is None else up * row_scale.unsqueeze(-1)
-
-
-def _stacked(x: Tensor, weights: Tensor, down: Tensor, up: Tensor, offset: Tensor | None) -> Tensor:
-    """sum_e weights[n, e] (up[e] @ down[e] @ x[n] + offset[e]), two products over all experts."""
-    experts, rank, _ = down.shape
-    inner = F.linear(x, down.flatten(0, 1)).view(-1, experts, rank)  # (N, E, r)
-    inner = (inner * weights.unsqueeze(2)).flatten(1)  # (N, E * r)
-    update = inner @ up.transpose(1, 2).flatten(0, 1)
-    return update if offset is None else torch.addmm(update, weights, offset)
-
-
-def extended(inner: Tensor, up: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """An update as one product, U z + b = [U b] [z 1]: (N, r + 1) and (E, out, r + 1); without an
-    offset as it was."""
-    if offset is None:
-        return inner, up
-    inner = torch.cat([inner, inner.new_ones(inner.shape[0], 1)], 1)
-    return inner, torch.cat([up, offset.unsqueeze(2)], 2)
-
-
-class _Routed(torch.autograd.Function):
-    """W x[n] + b + up[e] @ down[e] @ x[n] + offset[e] for e = expert of n, as one layer: what the
-    experts add lands in the shared product's own output, forward and backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        down: Tensor,
-        up: Tensor,
-        offset: Tensor | None,
-        groups: Groups,
-    ) -> Tensor:
-        x, down, up = x.contiguous(), down.contiguous(), up.contiguous()
-        out = F.linear(x, weight, bias)
-        inner = x.new_zeros(x.shape[0], down.shape[1])
-        add_products(inner, x, down, groups)
-        add_products(out, *extended(inner, up, offset), groups)
-        ctx.save_for_backward(x, inner, weight, down, up)
-        ctx.groups = groups
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, weight, down, up = ctx.saved_tensors
-        groups, experts, g = ctx.groups, len(up), grad.contiguous()
-        wants_x, wants_weight, wants_bias, *wants, _ = ctx.needs_input_grad
-        wants_down, wants_up, wants_offset = wants
-        dx = dweight = dbias = ddown = dup = doffset = None
-        if wants_weight:
-            dweight = g.T @ x
-        if wants_bias:
-            dbias = g.sum(0)
-        if wants_x or wants_down:
-            dinner = g.new_zeros(g.shape[0], up.shape[2])
-            add_products_turned(dinner, g, up, groups)
-        if wants_x:
-            dx = g @ weight
-            add_products_turned(dx, dinner, down, groups)
-        if wants_down:
-            ddown = outer_products(dinner, x, groups, experts)
-        if wants_up:
-            dup = outer_products(g, inner, groups, experts)
-        if wants_offset:
-            doffset = group_sums(g, groups, experts)
-        return dx, dweight, dbias, ddown, dup, doffset, None

@@ -51,6 +51,11 @@ class Linear(nn.Module):
         self.rounds = False
         nn.init.xavier_normal_(self.weight, generator=generator)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it computes x Wᵀ + b and nothing else."""
+        return self.dropout is None and not (self.rounds and self.training)
+
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """The affine map; `route` is for the adapter that may stand in this layer's place."""
         product = rounded_linear if self.rounds and self.training else F.linear

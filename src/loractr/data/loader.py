@@ -1,5 +1,6 @@
 """Encoded rows → batches, rows grouped by domain inside a batch; no Python work per row."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -51,7 +52,9 @@ def collate(rows: Rows, index: Index, routing: Routing, sizes: Sequence[int]) ->
     if routing.divisions:
         domains = domains_of(rows, index, routing.divisions)
         cell = _cells(domains, sizes)
-        by_cell = np.argsort(cell, kind="stable")
+        few = math.prod(size + 1 for size in sizes) < 2**15
+        # of 16-bit numbers, numpy sorts by digits: four times as fast
+        by_cell = np.argsort(cell.astype(np.int16) if few else cell, kind="stable")
         index, domains = index[by_cell], domains[by_cell]
         route = _route(torch.from_numpy(domains), torch.from_numpy(cell[by_cell]), routing, sizes)
     return Batch(

@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--domains", nargs="+", type=int, default=[3, 21, 300, 10_000])
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     kinds = ("native", "torch") if native.library() is not None else ("torch",)
@@ -184,7 +185,7 @@ def main() -> None:
         for stage in STAGES
         for kernels in kinds
     ]
-    write(RESULTS, lines)
+    write(given.out, lines)
 
 
 if __name__ == "__main__":

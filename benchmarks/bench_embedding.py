@@ -6,8 +6,8 @@ Every optimiser of ours against torch's, in turn within one process, one thread;
 kernels (`loractr kernels build`). README.md says what each column of results/embedding.csv means.
 """
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ from loractr.training.optimizer import WholeAdam
 RESULTS = Path(__file__).parent / "results" / "embedding.csv"
 SIZES = (10_000, 50_000, 100_000, 1_000_000, 10_000_000)
 ROWS, FIELDS, WIDTH, RATE = 2048, 23, 16, 1e-3
-WARM, ROUNDS = 1500, 15
+WARM = 1500
 """Steps before the first round: so that the rows a batch reads have stood still for long."""
 OURS: tuple[EmbeddingOptimizer, ...] = ("adam", "lazy_adam", "rowwise_adagrad")
 NAME = "embedding.tables.size_16.weight"
@@ -112,7 +112,7 @@ def batches(size: int, seed: int) -> Callable[[], tuple[Tensor, Tensor]]:
     return draw
 
 
-def measure(size: int) -> list[dict[str, object]]:
+def measure(size: int, rounds: int) -> list[dict[str, object]]:
     """A line per system."""
     running = {name: make() for name, make in systems(size).items()}
     draw = batches(size, seed=0)
@@ -122,7 +122,7 @@ def measure(size: int) -> list[dict[str, object]]:
             if name.startswith("loractr") or step < 2:
                 system.step(ids, gradient)
     seconds: dict[str, list[float]] = {name: [] for name in running}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         ids, gradient = draw()
         for name, system in running.items():
             seconds[name].append(system.step(ids, gradient))
@@ -141,19 +141,24 @@ def line(size: int, name: str, own: list[float], ratios: list[float]) -> dict[st
         "ratio": round(statistics.median(ratios), 2),
         "ratio_q1": round(ratios[len(ratios) // 4], 2),
         "ratio_q3": round(ratios[3 * len(ratios) // 4], 2),
-        **circumstances(ROUNDS),
+        **circumstances(len(own)),
     }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", nargs="*", type=int, default=SIZES)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
     with native.use("native"):
-        for size in [int(size) for size in sys.argv[1:]] or SIZES:
-            for one in measure(size):
+        for size in given.sizes:
+            for one in measure(size, given.rounds):
                 lines.append(one)
                 print(*list(one.values())[:6], flush=True)
-    write(RESULTS, lines)
+    write(given.out, lines)
 
 
 if __name__ == "__main__":

@@ -126,10 +126,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        write(RESULTS, measure(Path(folder), given.rows, given.rounds))
+        write(given.out, measure(Path(folder), given.rows, given.rounds))
 
 
 if __name__ == "__main__":

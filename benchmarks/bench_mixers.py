@@ -89,10 +89,12 @@ MIXERS = {"fusion": Mixed, "gate": Gated, "gate, joint": GatedJointly}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
-    for net in NETS:
+    for net in given.nets:
         for name, mixed in MIXERS.items():
             for kernels in ("native", "torch"):
                 if kernels == "native" and native.library() is None:
@@ -100,7 +102,7 @@ def main() -> None:
                 with native.use(kernels):
                     told = {"net": net, "mixer": name, "kernels": kernels}
                     lines.append(compared(told, Plain(net), mixed(net), given.rounds))
-    write(RESULTS, lines)
+    write(given.out, lines)
 
 
 if __name__ == "__main__":

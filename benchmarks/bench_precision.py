@@ -45,11 +45,12 @@ def measure(net: str, domains: int, rounds: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if not has_bfloat16(torch.device("cpu")):
         parser.error("this processor has no bfloat16 products: nothing to measure")
-    write(RESULTS, [measure(net, domains, given.rounds) for net in NETS for domains in (0, 3)])
+    write(given.out, [measure(net, domains, given.rounds) for net in NETS for domains in (0, 3)])
 
 
 if __name__ == "__main__":

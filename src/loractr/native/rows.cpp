@@ -6,7 +6,8 @@
 namespace {
 
 constexpr int64_t AHEAD = 12;  // rows asked for before their turn: tables are larger than caches
-constexpr int64_t CHUNK = 256;  // rows that a thread takes at a time
+constexpr int64_t CHUNK = 4096;  // numbers that a thread takes at a time, if a row has fewer
+constexpr int64_t WIDE = 256;  // rows of so many numbers need no asking for: memory is read ahead
 constexpr int DIGIT = 12;      // most bits of an id that one pass of the sort looks at
 
 // The distinct ids in rising order, and for each the places where it stands, in their order.
@@ -53,7 +54,7 @@ int64_t group(const I* ids, int64_t count, int64_t* order, int64_t* edges, int64
 
 template <class T>
 void fetch(const T* table, int64_t row, int64_t width) {
-  if (table == nullptr) return;
+  if (table == nullptr || width >= WIDE) return;
   const char *at = reinterpret_cast<const char*>(table + row * width);
   const char *end = reinterpret_cast<const char*>(table + (row + 1) * width);
   for (; at < end; at += 64) __builtin_prefetch(at, 1);
@@ -74,23 +75,42 @@ struct Gradient {
       case 8: return sum_of<8>(u, width, to);
       case 16: return sum_of<16>(u, width, to);
       case 32: return sum_of<32>(u, width, to);
-      default:
-        for (int64_t c = 0; c < width; c += 16) sum_of<0>(u, width, to, c);
+      default: return width < WIDE ? sum_few(u, width, to) : sum_many(u, width, to);
     }
   }
 
-  // W columns from the first on; with W = 0 at most 16 from column `first`.
   template <int W>
-  void sum_of(int64_t u, int64_t width, T* to, int64_t first = 0) const {
-    const int64_t columns = W ? W : std::min<int64_t>(16, width - first);
+  void sum_of(int64_t u, int64_t width, T* to) const {
     const int64_t last = edges[count] - 1;
-    T total[W ? W : 16] = {};
+    T total[W] = {};
     for (int64_t n = edges[u]; n < edges[u + 1]; n++) {
       fetch(values, order[std::min(n + AHEAD, last)], width);
-      const T* from = values + order[n] * width + first;
-      for (int64_t c = 0; c < columns; c++) total[c] += from[c];
+      const T* from = values + order[n] * width;
+      for (int64_t c = 0; c < W; c++) total[c] += from[c];
     }
-    for (int64_t c = 0; c < columns; c++) to[first + c] = T(scale) * total[c];
+    for (int64_t c = 0; c < W; c++) to[c] = T(scale) * total[c];
+  }
+
+  void sum_few(int64_t u, int64_t width, T* to) const {
+    const int64_t last = edges[count] - 1;
+    T total[WIDE] = {};
+    for (int64_t n = edges[u]; n < edges[u + 1]; n++) {
+      fetch(values, order[std::min(n + AHEAD, last)], width);
+      const T* from = values + order[n] * width;
+      for (int64_t c = 0; c < width; c++) total[c] += from[c];
+    }
+    for (int64_t c = 0; c < width; c++) to[c] = T(scale) * total[c];
+  }
+
+  void sum_many(int64_t u, int64_t width, T* to) const {
+    std::fill(to, to + width, T(0));
+    for (int64_t n = edges[u]; n < edges[u + 1]; n++) {
+      const T* from = values + order[n] * width;
+#pragma omp simd
+      for (int64_t c = 0; c < width; c++) to[c] += from[c];
+    }
+#pragma omp simd
+    for (int64_t c = 0; c < width; c++) to[c] *= T(scale);
   }
 };
 
@@ -99,10 +119,11 @@ struct Gradient {
 template <class T, class F>
 void over_rows(const int64_t* rows, int64_t count, int64_t width, std::vector<const T*> tables,
                F f) {
+  const int64_t chunk = std::max<int64_t>(1, CHUNK / width);
 #pragma omp parallel num_threads(loractr_threads) if (count * width > MIN_PARALLEL)
   {
     std::vector<T> buffer(2 * width);
-#pragma omp for schedule(dynamic, CHUNK)
+#pragma omp for schedule(dynamic, chunk)
     for (int64_t u = 0; u < count; u++) {
       if (rows && u + AHEAD < count)
         for (const T* table : tables) fetch(table, rows[u + AHEAD], width);
@@ -241,6 +262,15 @@ struct Adam {
   }
 };
 
+// One expert's step of an Adam of its own.
+struct Own {
+  double scale;   // of the gradient
+  double size;    // rate / (1 - beta1^t)
+  double bias;    // 1 / sqrt(1 - beta2^t)
+  double shrink;  // 1 - rate * decoupled weight decay
+  double keep;    // decay of the moving average
+};
+
 // Step `now` joins the sums of every row that may have skipped it, and the two points follow.
 void extend(Tail* tails, const Step* steps, const Power* powers, int64_t base, int64_t now,
             int64_t memory) {
@@ -331,6 +361,29 @@ EXPORT_IDS(int64_t, int64)
       total[row] += square / T(width);                                                            \
       const T size = T(rate) / (std::sqrt(total[row]) + T(eps));                                  \
       for (int64_t c = 0; c < width; c++) w[row * width + c] -= size * g[c];                      \
+    });                                                                                           \
+  }                                                                                               \
+  extern "C" void expert_adam_##S(T* w, T* m, T* v, T* average, const int64_t* rows,              \
+                                  int64_t count, int64_t width, const T* values,                  \
+                                  const double* scales, double decay, double beta1, double beta2, \
+                                  double eps) {                                                   \
+    const Own* steps = reinterpret_cast<const Own*>(scales);                                      \
+    over_rows<T>(rows, count, width, {}, [=](int64_t u, int64_t row, T*) {                        \
+      const T scale = T(steps[u].scale), size = T(steps[u].size), bias = T(steps[u].bias);        \
+      const T shrink = T(steps[u].shrink), keep = T(steps[u].keep), small = T(eps);               \
+      const T slow = T(beta2), quick = T(1 - beta1), quicker = T(1 - beta2), coupled = T(decay);  \
+      T *weight = w + row * width, *first = m + row * width, *second = v + row * width;           \
+      const T* gradient = values + u * width;                                                     \
+      _Pragma("omp simd") for (int64_t c = 0; c < width; c++) {                                   \
+        const T g = gradient[c] * scale + coupled * weight[c];                                    \
+        first[c] += quick * (g - first[c]);                                                       \
+        second[c] = slow * second[c] + quicker * g * g;                                           \
+        weight[c] =                                                                               \
+            weight[c] * shrink - size * first[c] / (std::sqrt(second[c]) * bias + small);         \
+      }                                                                                           \
+      if (average == nullptr) return;                                                             \
+      T* mean = average + row * width;                                                            \
+      for (int64_t c = 0; c < width; c++) mean[c] = weight[c] + keep * (mean[c] - weight[c]);     \
     });                                                                                           \
   }                                                                                               \
   extern "C" void adam_catch_up_##S(                                                              \

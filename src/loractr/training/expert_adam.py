@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from loractr.errors import TrainingError
 from loractr.layers.lookup import RowGradient
+from loractr.native import library_for
 from loractr.stage import Stage
 from loractr.training.optimizer import average_decay, exchange, rate_factor
 from loractr.training.rows import BETA1, BETA2, EPS
@@ -62,37 +63,48 @@ class ExpertAdam:
         """One update of `experts` (A,), rising, each `epochs` (A,) of its own epochs into the
         stage."""
         self.updates[experts] += 1
-        t = self.updates[experts].double()
-        factors = [rate_factor(self.stage, float(epoch)) for epoch in epochs]
-        rates = self.stage.learning_rate * torch.tensor(factors, dtype=torch.float64)
         gradients = {name: self._gradient(name, experts) for name in self.trained}
-        clip = self._clip(gradients.values())
-        for name, parameter in self.trained.items():
-            shape = (-1,) + (1,) * (parameter.dim() - 1)
+        scales = self._scales(experts, epochs, gradients.values())
+        for name, gradient in gradients.items():
+            self._move(name, experts, gradient, scales)
 
-            def per_expert(
-                values: Tensor, like: Tensor = parameter, to: tuple[int, ...] = shape
-            ) -> Tensor:
-                return values.to(like.dtype).view(to)
+    def _scales(self, experts: Tensor, epochs: Tensor, gradients: Iterable[Tensor]) -> Tensor:
+        """(A, 5): what each expert's gradient is multiplied with, its step size, what the root of
+        its second moment is multiplied with, what is left of its weights, and of their average."""
+        stage, t = self.stage, self.updates[experts].double()
+        factors = [rate_factor(stage, float(epoch)) for epoch in epochs]
+        rates = stage.learning_rate * torch.tensor(factors, dtype=torch.float64)
+        one = torch.ones_like(t)
+        columns = [
+            one if stage.clip_norm is None else _clipped(stage.clip_norm, gradients),
+            rates / (1.0 - BETA1**t),
+            (1.0 - BETA2**t).rsqrt(),
+            1.0 - rates * stage.weight_decay if stage.decoupled else one,
+            one
+            if stage.ema is None
+            else one.new_tensor([average_decay(stage.ema, int(u)) for u in t]),
+        ]
+        return torch.stack(columns, 1)
 
-            grad, weight = gradients[name], parameter[experts]
-            if clip is not None:
-                grad = grad * per_expert(clip)
-            if self.stage.decoupled:
-                weight = weight * per_expert(1.0 - rates * self.stage.weight_decay)
-            elif self.stage.weight_decay:
-                grad = grad + self.stage.weight_decay * weight
-            first = torch.lerp(self.first[name][experts], grad, 1.0 - BETA1)
-            second = (self.second[name][experts] * BETA2).addcmul_(grad, grad, value=1.0 - BETA2)
-            size = per_expert(rates / (1.0 - BETA1**t))
-            scale = second.sqrt() / per_expert((1.0 - BETA2**t).sqrt()) + EPS
-            parameter[experts] = weight - size * first / scale
-            self.first[name][experts], self.second[name][experts] = first, second
-            if self.average is not None and self.stage.ema is not None:
-                decays = [average_decay(self.stage.ema, int(u)) for u in t]
-                weights = per_expert(1.0 - torch.tensor(decays, dtype=torch.float64))
-                averaged = self.average[name]
-                averaged[experts] = torch.lerp(averaged[experts], parameter[experts], weights)
+    def _move(self, name: str, experts: Tensor, gradient: Tensor, scales: Tensor) -> None:
+        weight, first, second = self.trained[name], self.first[name], self.second[name]
+        average = None if self.average is None else self.average[name]
+        decay = 0.0 if self.stage.decoupled else float(self.stage.weight_decay)
+        kernels = library_for(weight, gradient)
+        if kernels is not None:
+            own = (experts, len(experts), weight[0].numel(), gradient, scales)
+            options = (decay, BETA1, BETA2, EPS)
+            kernels.call("expert_adam", weight, first, second, average, *own, *options)
+            return
+        shape = (-1,) + (1,) * (weight.dim() - 1)
+        columns = scales.to(weight.device, weight.dtype).unbind(1)
+        clip, size, bias, shrink, keep = (column.view(shape) for column in columns)
+        gradient = gradient * clip + decay * weight[experts]
+        first[experts] = m = torch.lerp(first[experts], gradient, 1.0 - BETA1)
+        second[experts] = v = BETA2 * second[experts] + (1.0 - BETA2) * gradient * gradient
+        weight[experts] = w = weight[experts] * shrink - size * m / (v.sqrt() * bias + EPS)
+        if average is not None:
+            average[experts] = torch.lerp(w, average[experts], keep)
 
     def _gradient(self, name: str, experts: Tensor) -> Tensor:
         """That of `experts`, (A, …)."""
@@ -105,13 +117,6 @@ class ExpertAdam:
         touched, values = found
         assert torch.equal(touched.rows, experts)
         return touched.sums(values).view(-1, *parameter.shape[1:])
-
-    def _clip(self, gradients: Iterable[Tensor]) -> Tensor | None:
-        if self.stage.clip_norm is None:
-            return None
-        squares = [g.flatten(1).double().square().sum(1) for g in gradients]
-        norms = torch.stack(squares).sum(0).sqrt()
-        return (self.stage.clip_norm / (norms + 1e-6)).clamp(max=1.0)
 
     def swap_average(self) -> None:
         """Exchange the weights and their moving average (nothing without one)."""
@@ -135,3 +140,10 @@ class ExpertAdam:
         if self.average is not None:
             for name, value in self.average.items():
                 value.copy_(tensors[f"average.{name}"])
+
+
+def _clipped(most: float, gradients: Iterable[Tensor]) -> Tensor:
+    """What is left of each expert's gradients when their norm is at most `most`, (A,)."""
+    squares = [g.flatten(1).double().square().sum(1) for g in gradients]
+    norms = torch.stack(squares).sum(0).sqrt()
+    return (most / (norms + 1e-6)).clamp(max=1.0)

@@ -7,7 +7,7 @@
 #   make lowest   the tests on the lower end of every version range, in an environment of their own
 #   make docs     build the documentation into site/, warnings are errors
 #   make tree     write the tree of the package into README.md
-#   make bench    a few minutes of every benchmark, ours beside the goal; reads DATA/ml-1m
+#   make bench    a few minutes of benchmarks, our figures beside the goals; reads DATA/ml-1m
 #   make clean    remove .venv and everything that was built
 #
 # torch goes first and is pinned by constraints.txt: asked for as a range, pip could take another

@@ -1,9 +1,9 @@
-"""Where we stand: a few minutes of every benchmark, and beside each figure what we want it to be.
+"""Where we stand: a few minutes of benchmarks, and beside each figure what we want it to be.
 
     python benchmarks/goals.py [--data FOLDER/ml-1m]
 
-Runs the benchmarks with few rounds, each in a process of its own; fails at nothing. The committed
-figures are those of results/, from longer runs.
+Runs those that have goals with few rounds, each in a process of its own; fails at nothing. The
+committed figures are those of results/, from longer runs.
 """
 
 import argparse
@@ -123,7 +123,8 @@ def measured(name: str, options: list[str], folder: Path) -> list[dict[str, str]
     print(f"bench_{name}.py {' '.join(options)}", file=sys.stderr, flush=True)
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"  not measured: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        print(f"  not measured: {said[-1]}", file=sys.stderr)
         return []
     with out.open(newline="") as file:
         lines = list(csv.DictReader(file))

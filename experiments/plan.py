@@ -217,7 +217,7 @@ class Cell:
         if told is None or self.start is None or "failed" in told:
             return told is not None
         start = read(self.start.result(seed)) or {}
-        return start.get("artifact") in (None, told.get("start_from"))
+        return self.start.done(seed) and start.get("artifact") == told.get("start_from")
 
     def trial(self, settings: Settings) -> Path:
         """JSON of the trial of a point."""

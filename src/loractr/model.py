@@ -77,10 +77,11 @@ class CTRModel(nn.Module):
         )
 
     def set_precision(self, precision: Precision) -> None:
-        """Let shared linear layers round their factors to bfloat16 in training, or not. All else,
-        and every score, stays as it is."""
+        """Let shared linear layers multiply in bfloat16 in training, or not. Experts and mixers,
+        all else, and every score stay as they are."""
+        own = {id(parameter) for parameter in _adapter_parameters(self.backbone)}
         for module in (*self.backbone.modules(), *self.head.modules()):
-            if isinstance(module, Linear):
+            if isinstance(module, Linear) and id(module.weight) not in own:
                 module.rounds = precision == "bfloat16"
 
     def parameter_counts(self) -> dict[str, int]:

@@ -69,10 +69,10 @@ def run(
             cannot do what a stage asks for.
         LoractrError: whatever goes wrong on the way.
     """
-    check_precision((*config.stages(), *config.domain_stages("", "")), torch.device(device))
     if _begin(config, out, resume):
         return _finished(out)
     with threads(thread_count), native.use(config.kernels), _nothing_left_of_a_false_start(out):
+        _check_precision(config, device)
         started = time.perf_counter()
         prepared = cached(config.data, cache_folder() / "prepared")
         seconds = {"prepare": time.perf_counter() - started}
@@ -123,6 +123,7 @@ def run_seeds(
         _refuse_what_is_there(out)
     if jobs > 1 and thread_count is None:
         thread_count = 1
+    _check_precision(config, device)
     cached(config.data, cache_folder() / "prepared")  # once, before the runs want it all together
     tasks = []
     for seed in range(config.seed, config.seed + seeds):
@@ -198,6 +199,11 @@ def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     write_file(written, dump_config(config).encode())
     return False
+
+
+def _check_precision(config: RunConfig, device: str) -> None:
+    """Before hours of preparation rather than after them."""
+    check_precision((*config.stages(), *config.domain_stages("", "")), torch.device(device))
 
 
 def _refuse_what_is_there(out: Path) -> None:

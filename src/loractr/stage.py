@@ -73,10 +73,12 @@ class Settings(Record):
     """The authors' order: one domain after the other within an epoch, batches of one domain."""
     domains_per_batch: PositiveInt | None = None
     """Rows come in runs of one domain, about this many domains a batch: with hundreds of domains a
-    step then costs what it costs with few. Batches mix all domains when absent."""
+    step then costs what it costs with few (with compiled kernels; without, Adam still moves all
+    experts). Batches mix all domains when absent."""
     precision: Precision = "float32"
-    """bfloat16: linear layers round what they multiply to 8 bits of mantissa, for speed where the
-    processor has such products; weights, optimiser, norms, adapters and scores stay float32."""
+    """bfloat16: linear layers multiply numbers of 8 bits of mantissa, and round each product to as
+    many, for speed where the processor has such products. Weights, optimiser, norms, adapters and
+    scores stay float32."""
     embedding_optimizer: EmbeddingOptimizer = "adam"
     """Optimiser of embedding tables; three different ones, never exchanged for speed.
     adam: as for all other weights. lazy_adam: a row's moments move and decay only in batches that

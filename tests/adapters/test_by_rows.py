@@ -62,6 +62,13 @@ CASES = {
 }
 
 
+def experts_of(route, second):
+    """Those that have rows; of a soft route, all."""
+    if route.weights is not None:
+        return list(range(EXPERTS))
+    return sorted({*route.divisions[int(second)].expert.tolist()} - {-1})
+
+
 @pytest.mark.parametrize("wide", [False, True], ids=["(N, in)", "(N, M, in)"])
 @pytest.mark.parametrize("case", CASES)
 def test_they_hold_what_the_dense_ones_hold(case, wide):
@@ -73,12 +80,15 @@ def test_they_hold_what_the_dense_ones_hold(case, wide):
     x = numbers(ROWS, 3, WIDE) if wide else numbers(ROWS, WIDE)
     for one in (layer, twin):
         one(x, route).square().sum().backward()
+    acts = {"mixed": ("banks.0", "banks.1"), "one of two divisions": ("banks.0",)}.get(case, ("",))
     for name, parameter in twin.named_parameters():
         found, expected = layer.get_parameter(name).grad, parameter.grad
         read = given[name].get() if name in given else None
+        assert (read is not None) == (name in given and name.startswith(acts))
         if read is not None:
             assert found is None
             touched, values = read
+            assert touched.rows.tolist() == experts_of(route, name.startswith("banks.1"))
             found = torch.zeros_like(parameter).flatten(1)
             found[touched.rows] = touched.sums(values)
             found = found.view_as(parameter)

@@ -38,7 +38,7 @@ def test_ids_are_grouped_as_a_stable_sort_groups_them(ids, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("width", [1, 5, 16, 40, 300])
+@pytest.mark.parametrize("width", [1, 4, 5, 16, 40, 300])
 @pytest.mark.parametrize("ids", IDS.values(), ids=IDS)
 def test_both_kinds_of_kernels_group_and_sum_alike(ids, width, dtype):
     ids, values = torch.tensor(ids, dtype=torch.int64), normal(len(ids), width, dtype=dtype)

@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.func import functional_call
 
+from loractr.adapters.low_rank import EXPERT_PARAMETERS
 from loractr.adapters.mlora import EXPERTS
 from loractr.batch import Bag, Batch, Route
 from loractr.data.order import shuffled
@@ -20,6 +21,7 @@ from loractr.stage import Stage
 from loractr.training import fit, independent
 from loractr.training.checkpoint import CheckpointFolder
 from loractr.training.events import Validated
+from loractr.training.optimizer import stacks_of
 
 SEED = 5
 
@@ -177,13 +179,18 @@ def test_stacked_training_is_separate_training(trained_backbone, case, together)
 def test_gradients_of_the_experts_of_a_step_alone_train_them_as_those_of_all(
     trained_backbone, monkeypatch, case
 ):
-    found = []
-    for all_of_them in (False, True):
-        if all_of_them:
-            monkeypatch.setattr(independent, "stacks_of", lambda *_: [])
+    found, chosen = [], []
+
+    def by_experts(*given):
+        chosen.append(stacks_of(*given))
+        return chosen[-1]
+
+    for choose in (by_experts, lambda *_: []):
+        monkeypatch.setattr(independent, "stacks_of", choose)
         data, model = trained_backbone()
         fit(model, data, [adapt(**CASES[case], domains_per_step=1)], seed=SEED)
         found.append(experts_of(model))
+    assert {name.rpartition(".")[2] for name in chosen[0]} == set(EXPERT_PARAMETERS)
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], atol=1e-12, rtol=0)
 

@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from loractr import environment
-from loractr.adapters.mlora import EXPERTS
+from loractr.adapters.mlora import EXPERTS, Rank
+from loractr.adapters.moe_mlora import MoEMLoRA
+from loractr.adapters.multilora import MultiLoRA
+from loractr.config import parse_config
 from loractr.errors import ConfigError
 from loractr.layers.linear import Linear
+from loractr.run import run, run_seeds
 from loractr.stage import Stage
 from loractr.training import fit
 
@@ -40,6 +44,7 @@ def stage(**settings):
 def test_every_linear_layer_rounds_in_the_stage_and_none_after_it(world, independent):
     data, model = world
     layers = [module for module in model.modules() if isinstance(module, Linear)]
+    assert len(layers) == 3
     trains = EXPERTS if independent else ("*",)
     seen = []
     model.register_forward_pre_hook(
@@ -49,6 +54,23 @@ def test_every_linear_layer_rounds_in_the_stage_and_none_after_it(world, indepen
     assert any(training for training, _ in seen)
     assert all(all(rounding) for training, rounding in seen if training)
     assert not any(layer.rounds for layer in layers)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        MultiLoRA(name="multilora", divisions=("tab",), rank=Rank(fixed=2)),
+        MoEMLoRA(name="moe_mlora", gate_input="fields", gate_scope="layer", gate_sizes=(3,)),
+    ],
+    ids=lambda method: method.name,
+)
+def test_experts_and_mixers_do_not_round(make_data, make_model, method):
+    model = make_model(make_data(), method)
+    model.set_precision("bfloat16")
+    rounding = {name for name, module in model.named_modules() if getattr(module, "rounds", False)}
+    assert rounding == {"backbone.tower.0.linear.base", "backbone.tower.1.linear.base", "head"}
+    model.set_precision("float32")
+    assert not any(getattr(module, "rounds", False) for module in model.modules())
 
 
 @pytest.mark.usefixtures("able")
@@ -92,3 +114,21 @@ def test_a_processor_says_in_its_flags_whether_it_has_them(monkeypatch, told, ha
 def test_a_system_that_says_nothing_has_none(monkeypatch):
     monkeypatch.setattr(environment, "_lines_of_cpuinfo", list)
     assert not environment.has_bfloat16(torch.device("cpu"))
+
+
+def test_a_run_is_refused_before_anything_is_read_or_written(tmp_path, monkeypatch):
+    flags(monkeypatch, "avx2")
+    config = parse_config(
+        {
+            "data": {"source": "table", "path": str(tmp_path / "not there.parquet")},
+            "method": {"name": "mix"},
+            "training": {"precision": "bfloat16"},
+        }
+    )
+    for call in (
+        lambda: run(config, tmp_path / "a"),
+        lambda: run_seeds(config, tmp_path / "b", seeds=2),
+    ):
+        with pytest.raises(ConfigError, match="asks for bfloat16"):
+            call()
+    assert list(tmp_path.iterdir()) == []

@@ -102,12 +102,17 @@ class Bank(ByRows):
         """The experts of some rows: all, or, where gradients go by rows, those that have rows."""
         self.check(groups.offsets.shape[0] - 2, "rows of {} experts")
         if not self._by_rows():
-            return Experts(self.down, self.scaled_up(), self.offset, groups)
+            return Experts(*self._whole(), groups)
         present, groups = groups.present
         return Experts(*self._read_all(present), groups)
 
     def _by_rows(self) -> bool:
-        return bool(self.row_gradients) and torch.is_grad_enabled()
+        if not self.row_gradients or torch.compiler.is_compiling():
+            return False
+        return torch.is_grad_enabled()
+
+    def _whole(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.down, self.scaled_up(), self.offset
 
     def _read_all(self, experts: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """down, up and offset of `experts` (A,), rising."""
@@ -154,9 +159,10 @@ class Bank(ByRows):
             rows = weights.repeat_interleave(x.shape[1], 0)
             y = self.weighted(base, x.flatten(0, 1), rows)
             return y.view(*x.shape[:2], base.out_features)
-        every = torch.arange(self.experts, device=x.device)
-        whole = (self.down, self.scaled_up(), self.offset)
-        down, up, offset = self._read_all(every) if self._by_rows() else whole
+        if self._by_rows():
+            down, up, offset = self._read_all(torch.arange(self.experts, device=x.device))
+        else:
+            down, up, offset = self._whole()
         if base.plain and not torch.compiler.is_compiling():
             return weighted(x, base.weight, base.bias, weights, down, up, offset)
         shared: Tensor = base(x)

@@ -116,7 +116,7 @@ class ByRows(nn.Module):
 
     Attributes:
         row_gradients: By parameter name, where a gradient by rows goes; what is not named has its
-            `.grad`. Read in training only.
+            `.grad`. Nothing is left where no gradient is computed.
     """
 
     def __init__(self) -> None:

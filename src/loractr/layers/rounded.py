@@ -16,7 +16,8 @@ def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Shapes: x (..., in), weight (out, in), bias (out,) → (..., out).
     """
-    y = custom(_RoundedProduct, x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
+    rows = x.reshape(-1, x.shape[-1])
+    y = custom(_RoundedProduct, rows, weight).view(*x.shape[:-1], len(weight))
     return y if bias is None else y + bias
 
 

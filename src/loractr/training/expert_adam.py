@@ -63,8 +63,11 @@ class ExpertAdam:
         """One update of `experts` (A,), rising, each `epochs` (A,) of its own epochs into the
         stage."""
         self.updates[experts] += 1
-        gradients = {name: self._gradient(name, experts) for name in self.trained}
+        device = next(iter(self.trained.values())).device
+        here = experts.to(device)
+        gradients = {name: self._gradient(name, here) for name in self.trained}
         scales = self._scales(experts, epochs, gradients.values())
+        experts, scales = here, scales.to(device)
         for name, gradient in gradients.items():
             self._move(name, experts, gradient, scales)
 
@@ -76,7 +79,7 @@ class ExpertAdam:
         rates = stage.learning_rate * torch.tensor(factors, dtype=torch.float64)
         one = torch.ones_like(t)
         columns = [
-            one if stage.clip_norm is None else _clipped(stage.clip_norm, gradients),
+            one if stage.clip_norm is None else _clipped(stage.clip_norm, gradients).cpu(),
             rates / (1.0 - BETA1**t),
             (1.0 - BETA2**t).rsqrt(),
             1.0 - rates * stage.weight_decay if stage.decoupled else one,
@@ -97,7 +100,7 @@ class ExpertAdam:
             kernels.call("expert_adam", weight, first, second, average, *own, *options)
             return
         shape = (-1,) + (1,) * (weight.dim() - 1)
-        columns = scales.to(weight.device, weight.dtype).unbind(1)
+        columns = scales.to(weight.dtype).unbind(1)
         clip, size, bias, shrink, keep = (column.view(shape) for column in columns)
         gradient = gradient * clip + decay * weight[experts]
         first[experts] = m = torch.lerp(first[experts], gradient, 1.0 - BETA1)

@@ -72,8 +72,8 @@ def tables_by_rows(stage: Stage, trained: dict[str, nn.Parameter]) -> list[str]:
 
 
 def stacks_of(model: nn.Module, trained: dict[str, nn.Parameter], together: int) -> list[str]:
-    """Names of the trained stacks of experts that are at least twice the `together` experts of a
-    step: what is done to the whole stack would cost more than the step."""
+    """Names of the trained stacks of at least twice as many experts as a step has domains
+    (`together`): what is done to all of them would cost more than the step."""
     return [
         name
         for prefix, module in model.named_modules()
@@ -86,15 +86,28 @@ def stacks_of(model: nn.Module, trained: dict[str, nn.Parameter], together: int)
 def stacks_by_rows(stage: Stage, model: nn.Module, trained: dict[str, nn.Parameter]) -> list[str]:
     """Names of the stacks of experts that Adam moves by experts in this stage, to the same weights
     as all at once: where batches have few domains, with compiled kernels."""
-    if stage.domains_per_batch is None or not library_for(*trained.values()):
+    if stage.domains_per_batch is None:
         return []
     if stage.decoupled and stage.learning_rate * stage.weight_decay >= 1.0:
+        return []  # as for tables
+    stacks = stacks_of(model, trained, stage.domains_per_batch)
+    if stacks and library_for(*(trained[name] for name in stacks)) is None:
+        log.info(
+            "Adam moves all %s experts of %s in every step; with compiled kernels (`loractr kernels"
+            " build`) it does so only for those of the batch, to the same weights",
+            f"{len(trained[stacks[0]]):,}",
+            stacks[0],
+        )
         return []
-    return stacks_of(model, trained, stage.domains_per_batch)
+    return stacks
 
 
 def _is_table(name: str) -> bool:
     return name.startswith("embedding.")
+
+
+def _kind(name: str) -> str:
+    return "tables" if _is_table(name) else "experts"
 
 
 class WholeAdam:
@@ -126,22 +139,27 @@ class WholeAdam:
             _Fused({n: trained[n] for n in names}, rate, decay, decoupled=stage.decoupled)
             for names, rate, decay in groups
         ]
-        self.histories: dict[str, History] = {}
+        exact = [n for n in by_rows if not _is_table(n) or stage.embedding_optimizer == "adam"]
+        self.histories = {kind: self._history(kind) for kind in sorted({*map(_kind, exact)})}
         self.rows = {name: self._by_rows(name) for name in by_rows}
+
+    def _history(self, kind: str) -> History:
+        decay = self._rate_and_decay(kind)[1]
+        return History(max(MEMORY.values()), decay * self.stage.decoupled)
+
+    def _rate_and_decay(self, kind: str) -> tuple[float, float]:
+        stage = self.stage
+        if kind == "experts":
+            return stage.learning_rate, stage.weight_decay
+        return stage.table_learning_rate, stage.table_weight_decay
 
     def _by_rows(self, name: str) -> RowOptimizer:
         stage, weight = self.stage, self.trained[name].detach().flatten(1)
         average = None if self.average is None else self.average[name].flatten(1)
-        table = _is_table(name)
-        if not table or stage.embedding_optimizer == "adam":
-            decay = stage.table_weight_decay if table else stage.weight_decay
-            history = self.histories.setdefault(
-                "tables" if table else "experts",
-                History(
-                    max(MEMORY[w.dtype] for w in self.trained.values()), decay * stage.decoupled
-                ),
-            )
-            return ExactAdam(weight, average, history, 0.0 if stage.decoupled else decay)
+        history = self.histories.get(_kind(name))
+        if history is not None:
+            coupled = 0.0 if stage.decoupled else self._rate_and_decay(_kind(name))[1]
+            return ExactAdam(weight, average, history, coupled)
         own = None if average is None else RowAverage(weight, average)
         lazy = stage.embedding_optimizer == "lazy_adam"
         return LazyAdam(weight, own) if lazy else RowwiseAdagrad(weight, own)
@@ -174,12 +192,10 @@ class WholeAdam:
                 torch._foreach_lerp_(averages, list(self.whole.values()), 1.0 - keep)
 
     def _step_rows(self, factor: float, scale: float, keep: float) -> None:
-        rates = {"tables": self.stage.table_learning_rate, "experts": self.stage.learning_rate}
         for kind, history in self.histories.items():
-            history.add(rates[kind] * factor, keep)
+            history.add(self._rate_and_decay(kind)[0] * factor, keep)
         for name, rows in self.rows.items():
-            kind = "tables" if _is_table(name) else "experts"
-            rows.step(self.updates, rates[kind] * factor, scale)
+            rows.step(self.updates, self._rate_and_decay(_kind(name))[0] * factor, scale)
             if isinstance(rows, LazyAdam | RowwiseAdagrad) and rows.average is not None:
                 rows.average.add(keep)
 
@@ -230,7 +246,7 @@ class WholeAdam:
             CheckpointError: other weights were updated by rows.
         """
         held = dict(self._held())
-        known = {kind for kind in ("tables", "experts") if f"{kind}.history.base" in tensors}
+        known = {key.partition(".")[0] for key in tensors if key.endswith(".history.base")}
         if not held.keys() <= tensors.keys() or known != self.histories.keys():
             raise CheckpointError(
                 "the checkpoint's weights were updated with other kernels than this run's.",

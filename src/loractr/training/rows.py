@@ -191,7 +191,7 @@ class RowwiseAdagrad:
 class History:
     """The steps since every row was last up to date: what `ExactAdam` replays.
 
-    Layouts are those of `Step`, `Power` and `Tail` in native/rows.cpp.
+    Layouts are those of `Step`, `Power` and `Tail` in native/adam.cpp.
 
     Args:
         memory: Steps that a first moment lives, see `MEMORY`.

@@ -1,7 +1,7 @@
 """The bank of low-rank experts that stands beside a shared linear layer.
 
-For hard routes, rows go to their own experts only. For soft routes, and in compiled or exported
-graphs, all experts are computed, weighted and summed: no loop, but a cost that grows with them.
+For hard routes, rows go to their own experts only. For soft routes, and in exported graphs, all
+experts are computed, weighted and summed: no loop, but a cost that grows with them.
 """
 
 from typing import NamedTuple
@@ -140,11 +140,11 @@ class Bank(ByRows):
             y = self.routed(base, x.flatten(0, 1), rows)
             return y.view(*x.shape[:2], base.out_features)
         down, up, offset, groups = self.acting(groups)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             hot = one_hot(groups, self.experts, x.dtype)
             shared: Tensor = base(x)
             return shared + stacked(x, hot, down, up, offset)
-        if base.plain:
+        if base.plain and not torch.compiler.is_compiling():
             return routed(x, base.weight, base.bias, down, up, offset, groups)
         inner, up = extended(grouped_linear(x, down, groups), up, offset)
         return grouped_sum(base(x), [(inner, up, groups)])

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from loractr.batch import Groups
 from loractr.layers.custom import custom, custom_all
-from loractr.layers.grouped import (
+from loractr.layers.segments import (
     add_products,
     add_products_turned,
     group_sums,

@@ -435,7 +435,7 @@ def test_lazy_tables_train_as_torchs_sparse_adam(make_data, make_model, backbone
     settings = stage(embedding_optimizer="lazy_adam", epochs=1, keep_start=False)
     history = fit(model, data, [settings], seed=SEED)
     assert history.stages[0].optimizer.startswith(
-        "Adam, fused; lazy_adam on embedding.tables.size_4"
+        "Adam, fused; lazy_adam on 'embedding.tables.size_4"
     )
     tables = [p for n, p in twin.named_parameters() if n.startswith("embedding.tables.")]
     others = [p for n, p in twin.named_parameters() if not n.startswith("embedding.tables.")]

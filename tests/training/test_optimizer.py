@@ -8,8 +8,8 @@ from torch import nn
 
 from loractr.errors import TrainingError
 from loractr.stage import Stage
+from loractr.training.expert_adam import ExpertAdam
 from loractr.training.optimizer import (
-    ExpertAdam,
     WholeAdam,
     average_decay,
     rate_factor,

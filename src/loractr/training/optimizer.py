@@ -62,12 +62,7 @@ def tables_by_rows(stage: Stage, trained: dict[str, nn.Parameter]) -> list[str]:
         return []  # no weight is left: nothing that a row could catch up with
     missed = [name for name in large if library_for(trained[name]) is None]
     if missed:
-        log.info(
-            "Adam moves all %s rows of %s in every step; with compiled kernels (`loractr kernels"
-            " build`) it does so only for those of the batch, to the same weights",
-            f"{len(trained[missed[0]]):,}",
-            missed[0],
-        )
+        _say_what_is_faster("rows", missed[0], trained)
     return [name for name in large if name not in missed]
 
 
@@ -92,14 +87,19 @@ def stacks_by_rows(stage: Stage, model: nn.Module, trained: dict[str, nn.Paramet
         return []  # as for tables
     stacks = stacks_of(model, trained, stage.domains_per_batch)
     if stacks and library_for(*(trained[name] for name in stacks)) is None:
-        log.info(
-            "Adam moves all %s experts of %s in every step; with compiled kernels (`loractr kernels"
-            " build`) it does so only for those of the batch, to the same weights",
-            f"{len(trained[stacks[0]]):,}",
-            stacks[0],
-        )
+        _say_what_is_faster("experts", stacks[0], trained)
         return []
     return stacks
+
+
+def _say_what_is_faster(what: str, name: str, trained: dict[str, nn.Parameter]) -> None:
+    log.info(
+        "Adam moves all %s %s of %s in every step; with compiled kernels (`loractr kernels build`)"
+        " it does so only for those of the batch, to the same weights",
+        f"{len(trained[name]):,}",
+        what,
+        name,
+    )
 
 
 def _is_table(name: str) -> bool:
@@ -139,13 +139,14 @@ class WholeAdam:
             _Fused({n: trained[n] for n in names}, rate, decay, decoupled=stage.decoupled)
             for names, rate, decay in groups
         ]
-        exact = [n for n in by_rows if not _is_table(n) or stage.embedding_optimizer == "adam"]
-        self.histories = {kind: self._history(kind) for kind in sorted({*map(_kind, exact)})}
+        self.histories: dict[str, History] = {}
+        for kind in ("experts", "tables"):
+            names = [name for name in by_rows if _kind(name) == kind]
+            if names and (kind == "experts" or stage.embedding_optimizer == "adam"):
+                memory = max(MEMORY[trained[name].dtype] for name in names)
+                decay = self._rate_and_decay(kind)[1]
+                self.histories[kind] = History(memory, decay * stage.decoupled)
         self.rows = {name: self._by_rows(name) for name in by_rows}
-
-    def _history(self, kind: str) -> History:
-        decay = self._rate_and_decay(kind)[1]
-        return History(max(MEMORY.values()), decay * self.stage.decoupled)
 
     def _rate_and_decay(self, kind: str) -> tuple[float, float]:
         stage = self.stage

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from csv_file import circumstances, write
+from csv_file import circumstances, quartiles, write
 from torch import Tensor, nn
 
 from loractr import native
@@ -144,12 +144,10 @@ def compared(told: dict[str, object], plain: Plain, other: Plain, rounds: int) -
     times = max(1, int(0.1 / seconds(plain, 3)))
     few = max(1, int(0.1 / seconds(other, 2)))
     pairs = [(seconds(plain, times), seconds(other, few)) for _ in range(rounds + 1)][1:]
-    ratios = sorted(ours / alone for alone, ours in pairs)
+    ratios = [ours / alone for alone, ours in pairs]
     line = told | {
         "plain_ms": round(1e3 * statistics.median(alone for alone, _ in pairs), 2),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_q1": round(ratios[rounds // 4], 3),
-        "ratio_q3": round(ratios[3 * rounds // 4], 3),
+        **quartiles("ratio", ratios, 3),
     }
     print(*(f"{name}={value}" for name, value in line.items()), flush=True)
     return line | circumstances(rounds)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from csv_file import circumstances, write
+from csv_file import circumstances, quartiles, write
 from torch import Tensor
 
 from loractr import native
@@ -48,7 +48,7 @@ def main() -> None:
         with native.use(kind):
             seconds(ours, x), seconds(theirs, x)  # warm
             pairs = [(seconds(theirs, x), seconds(ours, x)) for _ in range(ROUNDS)]
-        ratios = sorted(slow / fast for slow, fast in pairs)
+        ratios = [slow / fast for slow, fast in pairs]
         lines.append(
             {
                 "rows": shape[0],
@@ -56,9 +56,7 @@ def main() -> None:
                 "kernels": kind,
                 "torch_ms": round(1e3 * statistics.median(slow for slow, _ in pairs), 3),
                 "loractr_ms": round(1e3 * statistics.median(fast for _, fast in pairs), 3),
-                "ratio": round(statistics.median(ratios), 2),
-                "ratio_q1": round(ratios[ROUNDS // 4], 2),
-                "ratio_q3": round(ratios[3 * ROUNDS // 4], 2),
+                **quartiles("ratio", ratios, 2),
                 **circumstances(ROUNDS),
             }
         )

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from csv_file import circumstances, write
+from csv_file import circumstances, quartiles, write
 from torch import Tensor, nn
 
 from loractr import native
@@ -59,7 +59,7 @@ class Torchs:
             vectors = self.weight.index_select(0, ids.flatten()).view_as(gradient)
         started = time.perf_counter()
         self.optimizer.zero_grad()
-        vectors.backward(gradient)  # type: ignore[no-untyped-call]
+        torch.autograd.backward([vectors], [gradient])
         self.optimizer.step()
         return time.perf_counter() - started
 
@@ -84,7 +84,7 @@ class Ours:
         before = time.perf_counter() - started
         vectors = look_up_by_rows(self.weight, ids, None, touched, held)
         started = time.perf_counter()
-        vectors.backward(gradient)  # type: ignore[no-untyped-call]
+        torch.autograd.backward([vectors], [gradient])
         self.adam.step(0.0)
         self.adam.zero_grad()
         return before + time.perf_counter() - started
@@ -128,7 +128,7 @@ def measure(size: int, rounds: int) -> list[dict[str, object]]:
             seconds[name].append(system.step(ids, gradient))
     theirs = seconds["torch SparseAdam"]
     return [
-        line(size, name, own, sorted(t / o for t, o in zip(theirs, own, strict=True)))
+        line(size, name, own, [t / o for t, o in zip(theirs, own, strict=True)])
         for name, own in seconds.items()
     ]
 
@@ -138,9 +138,7 @@ def line(size: int, name: str, own: list[float], ratios: list[float]) -> dict[st
         "table_rows": size,
         "system": name,
         "ms": round(1e3 * statistics.median(own), 3),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_q1": round(ratios[len(ratios) // 4], 2),
-        "ratio_q3": round(ratios[3 * len(ratios) // 4], 2),
+        **quartiles("ratio", ratios, 2),
         **circumstances(len(own)),
     }
 

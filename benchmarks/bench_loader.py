@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from csv_file import circumstances, write
+from csv_file import circumstances, quartiles, write
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -108,14 +108,12 @@ def measure(folder: Path, count: int, rounds: int) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     for (place, system), found in took.items():
         peer = took[place, "DataLoader of rows"][1:]
-        ratios = sorted(theirs / ours for theirs, ours in zip(peer, found[1:], strict=True))
+        ratios = [theirs / ours for theirs, ours in zip(peer, found[1:], strict=True)]
         line: dict[str, object] = {
             "rows_in": place,
             "system": system,
             "rows_per_second": round(1 / statistics.median(found[1:])),
-            "ratio": round(statistics.median(ratios), 1),
-            "ratio_q1": round(ratios[rounds // 4], 1),
-            "ratio_q3": round(ratios[3 * rounds // 4], 1),
+            **quartiles("ratio", ratios, 1),
         }
         print(*(f"{name}={value}" for name, value in line.items()), flush=True)
         lines.append(line | circumstances(rounds))

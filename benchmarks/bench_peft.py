@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from bench_adapters import NETS, ROWS, Frozen, seconds
-from csv_file import circumstances, write
+from csv_file import circumstances, quartiles, write
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -138,15 +138,13 @@ def measure(net: str, domains: int, rounds: int) -> list[dict[str, object]]:
     ours = took[f"loractr, {kinds[0]}"][1:]
     lines: list[dict[str, object]] = []
     for name, found in took.items():
-        ratios = sorted(theirs / own for theirs, own in zip(found[1:], ours, strict=True))
+        ratios = [theirs / own for theirs, own in zip(found[1:], ours, strict=True)]
         line: dict[str, object] = {
             "net": net,
             "domains": domains,
             "system": name,
             "ms": round(1e3 * statistics.median(found[1:]), 2),
-            "ratio": round(statistics.median(ratios), 2),
-            "ratio_q1": round(ratios[rounds // 4], 2),
-            "ratio_q3": round(ratios[3 * rounds // 4], 2),
+            **quartiles("ratio", ratios, 2),
         }
         print(*(f"{key}={value}" for key, value in line.items()), flush=True)
         lines.append(line | circumstances(rounds))

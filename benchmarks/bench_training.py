@@ -9,14 +9,12 @@ epochs, the same for all, with three seeds. README.md says what results/training
 """
 
 import argparse
-import csv
 import gc
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from csv_file import circumstances, quartiles, write
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.dataloaders import RankDataLoader
 from fuxictr.pytorch.layers import FactorizationMachine, FeatureEmbedding, MLP_Block
@@ -39,7 +38,7 @@ from torch.nn import functional as F
 from loractr import Prepared, build, evaluate, fit, predict, prepare
 from loractr.config import RunConfig, parse_config
 from loractr.data.rows import Rows
-from loractr.environment import environment, threads
+from loractr.environment import threads
 
 SIZE, HIDDEN, BATCH, RATE = 8, [256, 128, 64], 1024, 1e-3
 EPOCHS, SEEDS = 2, (0, 1, 2)
@@ -274,7 +273,7 @@ def lines(
     task: str, systems: list[System], rounds: int, *, judged: bool
 ) -> Iterator[dict[str, Any]]:
     """One line of the CSV for each system."""
-    speeds, machine = race(systems, rounds), environment()
+    speeds = race(systems, rounds)
     for system in systems:
         yield {
             "task": task,
@@ -284,17 +283,8 @@ def lines(
             "reference": system.reference,
             **quartiles("ratio", speeds[system.name] / speeds[system.reference], 3),
             **(quality(system) if judged else {}),
-            "rounds": rounds,
-            "threads": machine["threads"],
-            "torch": machine["torch"],
-            "processor": machine["processor"],
-            "date": datetime.now(UTC).date().isoformat(),
+            **circumstances(rounds),
         }
-
-
-def quartiles(name: str, values: NDArray[np.float64], digits: int) -> dict[str, float]:
-    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75]).round(digits)
-    return {name: median, f"{name}_q1": q1, f"{name}_q3": q3}
 
 
 def run(path: Path, rounds: int, *, judged: bool) -> list[dict[str, Any]]:
@@ -331,10 +321,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with threads(1):
         table = run(options.data, options.rounds, judged=not options.speed_only)
-    with options.out.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, table[0])
-        writer.writeheader()
-        writer.writerows(table)
+    write(options.out, table)
     columns = ("task", "system", "rows_per_second", "ratio", "ratio_q1", "ratio_q3", "reference")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=40):
         print(pl.DataFrame(table).select(*columns, pl.selectors.starts_with("test_")))

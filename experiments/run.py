@@ -64,6 +64,8 @@ class Queue:
     cache: Path
     wrong: dict[str, str] = field(default_factory=dict)
     """Arm → why its configuration is none."""
+    foreign: set[Path] = field(default_factory=set)
+    """Kept starts that this version cannot read."""
 
     def open(self) -> list[Task]:
         """All runs that can begin now: trials of all arms first, then the chosen settings, seed by
@@ -132,7 +134,10 @@ class Queue:
         try:
             parse_config(read(kept / "artifact" / "config.json") or {})
         except ConfigError:
-            return False  # another version's
+            if kept not in self.foreign:
+                self.foreign.add(kept)
+                print(f"{kept} is of another version, and is made again", file=sys.stderr)
+            return False
         return True
 
     def _kept(self, cell: Cell, seed: int) -> Path:

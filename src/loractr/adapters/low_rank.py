@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loractr.adapters.products import extended, routed, stacked, weighted
+from loractr.adapters.products import Routed, Weighted, extended, stacked
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
+from loractr.layers.custom import custom
 from loractr.layers.grouped import grouped_linear, grouped_sum, one_hot
 from loractr.layers.linear import Linear
 from loractr.layers.lookup import ByRows, Touched, look_up_slices
@@ -145,7 +146,7 @@ class Bank(ByRows):
             shared: Tensor = base(x)
             return shared + stacked(x, hot, down, up, offset)
         if base.plain and not torch.compiler.is_compiling():
-            return routed(x, base.weight, base.bias, down, up, offset, groups)
+            return custom(Routed, x, base.weight, base.bias, down, up, offset, groups)
         inner, up = extended(grouped_linear(x, down, groups), up, offset)
         return grouped_sum(base(x), [(inner, up, groups)])
 
@@ -164,7 +165,7 @@ class Bank(ByRows):
         else:
             down, up, offset = self._whole()
         if base.plain and not torch.compiler.is_compiling():
-            return weighted(x, base.weight, base.bias, weights, down, up, offset)
+            return custom(Weighted, x, base.weight, base.bias, weights, down, up, offset)
         shared: Tensor = base(x)
         return shared + stacked(x, weights, down, up, offset)
 

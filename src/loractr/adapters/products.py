@@ -1,10 +1,10 @@
 """The products of experts beside a shared layer, as functions that know their gradients.
 
 Each takes the shared layer along: what experts add lands in the shared product's own output,
-forward and backward, in place of a tensor for every term and its sum. `routed` and `entered` make
+forward and backward, in place of a tensor for every term and its sum. `Routed` and `entered` make
 one pair of small products for each expert that has rows: their cost hardly grows with the number of
 experts, and a row's result does not depend on which others the bank holds, so that domains live and
-die alone. `weighted` and `stacked` put all experts side by side into two products.
+die alone. `Weighted` and `stacked` put all experts side by side into two products.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from loractr.batch import Groups
-from loractr.layers.custom import custom, custom_all
+from loractr.layers.custom import custom_all
 from loractr.layers.segments import (
     add_products,
-    add_products_turned,
     group_sums,
     outer_products,
 )
@@ -43,32 +42,6 @@ def stacked(x: Tensor, weights: Tensor, down: Tensor, up: Tensor, offset: Tensor
     return update if offset is None else torch.addmm(update, weights, offset)
 
 
-def routed(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    down: Tensor,
-    up: Tensor,
-    offset: Tensor | None,
-    groups: Groups,
-) -> Tensor:
-    """W x[n] + b + up[e] @ down[e] @ x[n] + offset[e], e = expert of n; (N, out)."""
-    return custom(_Routed, x, weight, bias, down, up, offset, groups)
-
-
-def weighted(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    weights: Tensor,
-    down: Tensor,
-    up: Tensor,
-    offset: Tensor | None,
-) -> Tensor:
-    """W x + b + `stacked`, (N, out)."""
-    return custom(_Weighted, x, weight, bias, weights, down, up, offset)
-
-
 def entered(
     x: Tensor, weight: Tensor, bias: Tensor | None, banks: Sequence[tuple[Tensor, Groups]]
 ) -> tuple[Tensor, list[Tensor]]:
@@ -78,7 +51,9 @@ def entered(
     return shared, inner
 
 
-class _Routed(torch.autograd.Function):
+class Routed(torch.autograd.Function):
+    """W x[n] + b + up[e] @ down[e] @ x[n] + offset[e], e = expert of n; (N, out)."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -90,6 +65,7 @@ class _Routed(torch.autograd.Function):
         offset: Tensor | None,
         groups: Groups,
     ) -> Tensor:
+        """The layer's output."""
         x, down, up = x.contiguous(), down.contiguous(), up.contiguous()
         out = F.linear(x, weight, bias)
         inner = x.new_zeros(x.shape[0], down.shape[1])
@@ -102,6 +78,7 @@ class _Routed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """A gradient for each input that wants one."""
         x, inner, weight, down, up = ctx.saved_tensors
         groups, experts, g = ctx.groups, len(up), grad.contiguous()
         wants_x, wants_weight, wants_bias, *wants, _ = ctx.needs_input_grad
@@ -109,10 +86,10 @@ class _Routed(torch.autograd.Function):
         dx = ddown = dup = doffset = None
         if wants_x or wants_down:
             dinner = g.new_zeros(g.shape[0], up.shape[2])
-            add_products_turned(dinner, g, up, groups)
+            add_products(dinner, g, up, groups, turned=True)
         if wants_x:
             dx = g @ weight
-            add_products_turned(dx, dinner, down, groups)
+            add_products(dx, dinner, down, groups, turned=True)
         if wants_down:
             ddown = outer_products(dinner, x, groups, experts)
         if wants_up:
@@ -122,7 +99,9 @@ class _Routed(torch.autograd.Function):
         return dx, *_of_shared(g, x, wants_weight, wants_bias), ddown, dup, doffset, None
 
 
-class _Weighted(torch.autograd.Function):
+class Weighted(torch.autograd.Function):
+    """W x + b + `stacked`, (N, out)."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -134,6 +113,7 @@ class _Weighted(torch.autograd.Function):
         up: Tensor,
         offset: Tensor | None,
     ) -> Tensor:
+        """The layer's output."""
         experts, rank, _ = down.shape
         out = F.linear(x, weight, bias)
         inner = F.linear(x, down.flatten(0, 1))  # (N, E * r)
@@ -147,6 +127,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """A gradient for each input that wants one."""
         x, inner, weight, weights, down, up, offset = ctx.saved_tensors
         (experts, rank, wide), g = down.shape, grad
         wants_x, wants_weight, wants_bias, wants_weights, *wants = ctx.needs_input_grad
@@ -198,7 +179,7 @@ class _Entered(torch.autograd.Function):
         for g, down, rows, wanted in zip(grads, downs, ctx.groups, wants, strict=True):
             dinner = g.contiguous()
             if dx is not None:
-                add_products_turned(dx, dinner, down.contiguous(), rows)
+                add_products(dx, dinner, down.contiguous(), rows, turned=True)
             ddowns.append(outer_products(dinner, x, rows, len(down)) if wanted else None)
         return None, dx, *_of_shared(grad, x, wants_weight, wants_bias), *ddowns
 

@@ -1,5 +1,7 @@
 """Custom autograd functions: the one place that calls torch's untyped `apply`."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,5 +14,6 @@ def custom(function: type[torch.autograd.Function], *inputs: object) -> Tensor:
 
 def custom_all(function: type[torch.autograd.Function], *inputs: object) -> tuple[Tensor, ...]:
     """`function.apply(*inputs)` of a function that returns one tensor or several."""
-    found: Tensor | tuple[Tensor, ...] = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    apply: Callable[..., Tensor | tuple[Tensor, ...]] = function.apply
+    found = apply(*inputs)
     return found if isinstance(found, tuple) else (found,)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from loractr.batch import Groups
 from loractr.layers import operators
 from loractr.layers.custom import custom
-from loractr.layers.segments import add_products, add_products_turned, outer_products
+from loractr.layers.segments import add_products, outer_products
 
 
 def grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
@@ -102,7 +102,7 @@ class _GroupedSum(torch.autograd.Function):
             dx = dweight = None
             if wanted[2 * place]:
                 dx = x.new_zeros(x.shape)
-                add_products_turned(dx, g, weight.contiguous(), own)
+                add_products(dx, g, weight.contiguous(), own, turned=True)
             if wanted[2 * place + 1]:
                 dweight = outer_products(g, x.contiguous(), own, len(weight))
             gradients += [dx, dweight]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from loractr.batch import Groups
-from loractr.layers.segments import add_products, add_products_turned, outer_products
+from loractr.layers.segments import add_products, outer_products
 
 
 @torch.library.custom_op("loractr::grouped_linear", mutates_args=())
@@ -36,25 +36,18 @@ def grouped_linear_backward(
     """Gradients of x and weight."""
     groups, g = Groups(expert, offsets, order), grad.contiguous()
     dx = x.new_zeros(x.shape)
-    add_products_turned(dx, g, weight.contiguous(), groups)
+    add_products(dx, g, weight.contiguous(), groups, turned=True)
     return dx, outer_products(g, x.contiguous(), groups, weight.shape[0])
 
 
 @grouped_linear.register_fake
-def _like_output(
-    x: Tensor, weight: Tensor, expert: Tensor, offsets: Tensor, order: Tensor | None
-) -> Tensor:
+def _like_output(x: Tensor, weight: Tensor, *rows: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
 @grouped_linear_backward.register_fake
 def _like_inputs(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    expert: Tensor,
-    offsets: Tensor,
-    order: Tensor | None,
+    grad: Tensor, x: Tensor, weight: Tensor, *rows: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 

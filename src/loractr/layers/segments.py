@@ -19,26 +19,19 @@ def spans(groups: Groups) -> list[tuple[int, int, int]]:
     ]
 
 
-def add_products(out: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> None:
-    """out[n] += weight[e] @ x[n], in place; weight (E, out, in). Not seen by autograd."""
+def add_products(
+    out: Tensor, x: Tensor, weight: Tensor, groups: Groups, *, turned: bool = False
+) -> None:
+    """out[n] += weight[e] @ x[n], in place; weight (E, out, in). With `turned`, weight[e]ᵀ @ x[n]:
+    x is as wide as the outputs, `out` as the inputs. Not seen by autograd."""
     kernels = _kernels(groups, out, x, weight)
-    tall, wide = weight.shape[1:]
-    if kernels and out.shape[1] == tall and x.shape[1] == wide:
-        kernels.call("grouped_product", x, weight, out, *groups.runs(), wide, tall, True)
+    into, of = weight.shape[:0:-1] if turned else weight.shape[1:]
+    if kernels and (out.shape[1], x.shape[1]) == (into, of):
+        kernels.call("grouped_product", x, weight, out, *groups.runs(), of, into, not turned)
         return
     for expert, start, stop in spans(groups):
-        _add(out, groups, start, stop, _rows(x, groups, start, stop), weight[expert].T)
-
-
-def add_products_turned(out: Tensor, g: Tensor, weight: Tensor, groups: Groups) -> None:
-    """out[n] += weight[e]ᵀ @ g[n], in place; weight (E, out, in). Not seen by autograd."""
-    kernels = _kernels(groups, out, g, weight)
-    tall, wide = weight.shape[1:]
-    if kernels and out.shape[1] == wide and g.shape[1] == tall:
-        kernels.call("grouped_product", g, weight, out, *groups.runs(), tall, wide, False)
-        return
-    for expert, start, stop in spans(groups):
-        _add(out, groups, start, stop, _rows(g, groups, start, stop), weight[expert])
+        matrix = weight[expert] if turned else weight[expert].T
+        _add(out, groups, start, stop, _rows(x, groups, start, stop), matrix)
 
 
 def outer_products(g: Tensor, x: Tensor, groups: Groups, experts: int) -> Tensor:

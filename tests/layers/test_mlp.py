@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from loractr.batch import Route
+from loractr.layers.dropout import Rectifier
 from loractr.layers.linear import Linear
 from loractr.layers.mlp import MLP
 
@@ -64,8 +65,8 @@ def test_on_the_shared_path_dropout_leaves_an_adapters_update_alone():
             super().__init__()
             self.base = base
 
-        def forward(self, x: torch.Tensor, route: Route | None = None) -> torch.Tensor:
-            return self.base(x, route) + 7
+        def forward(self, x: torch.Tensor, route: Route | None, ending: Rectifier) -> torch.Tensor:
+            return ending(self.base(x, route) + 7)
 
     tower = MLP(5, [400], dropout=0.9, dropout_position="shared_path", generator=generator())
     block = tower.get_submodule("0")
@@ -78,7 +79,7 @@ def test_on_the_shared_path_dropout_leaves_an_adapters_update_alone():
     assert 0.8 < (out == 7).float().mean() < 1
 
 
-def test_every_layer_is_given_the_route():
+def test_every_layer_is_given_the_route_and_its_ending():
     seen = []
 
     class Spy(torch.nn.Module):
@@ -86,16 +87,16 @@ def test_every_layer_is_given_the_route():
             super().__init__()
             self.base = base
 
-        def forward(self, x: torch.Tensor, route: Route | None = None) -> torch.Tensor:
-            seen.append(route)
-            return self.base(x, route)
+        def forward(self, x: torch.Tensor, route: Route | None, ending: Rectifier) -> torch.Tensor:
+            seen.append((route, ending.dropout))
+            return ending(self.base(x, route))
 
     tower = MLP(5, [4, 3])
     for block in tower.children():
         block.linear = Spy(block.linear)
     route = Route.hard(torch.tensor([0, 1]))
     tower(torch.randn(2, 5), route)
-    assert seen == [route, route]
+    assert seen == [(route, block.dropout) for block in tower.children()]
 
 
 def test_parameters_are_weights_biases_and_two_vectors_a_norm():

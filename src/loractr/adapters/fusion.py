@@ -11,12 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loractr.adapters.low_rank import Bank, Experts
+from loractr.adapters.low_rank import Bank
 from loractr.adapters.products import entered, extended
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
+from loractr.layers.dropout import Rectifier
 from loractr.layers.grouped import grouped_linear, grouped_sum
 from loractr.layers.linear import Linear
+from loractr.layers.one_pass import Experts
 
 
 class Own(NamedTuple):
@@ -134,14 +136,20 @@ class FusedLinear(nn.Module):
         assert isinstance(bank, Bank)
         return bank
 
-    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
-        """The shared output and what the route's experts add to it."""
+    def forward(
+        self, x: Tensor, route: Route | None = None, ending: Rectifier | None = None
+    ) -> Tensor:
+        """The shared output and what the route's experts add to it, with its ending if any."""
         if route is not None and route.divisions and route.cell is None:
             place, groups = route.acting()
-            return self.bank(place).routed(self.base, x, groups)
+            return self.bank(place).routed(self.base, x, groups, ending)
         if route is None or not route.divisions:
-            shared: Tensor = self.base(x, route)
+            shared: Tensor = self.base(x, route, ending)
             return shared
+        y = self._all(x, route)
+        return y if ending is None else ending(y)
+
+    def _all(self, x: Tensor, route: Route) -> Tensor:
         groups_of = [groups for groups in route.divisions if groups is not None]
         if len(groups_of) != len(self.banks):
             raise AdapterError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from loractr.adapters.low_rank import LowRankLinear
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
+from loractr.layers.dropout import Rectifier
 from loractr.layers.embedding import Embedded, Widths
 from loractr.layers.grouped import look_up
 from loractr.layers.linear import Linear
@@ -196,17 +197,19 @@ class GatedLinear(LowRankLinear):
         self.gate = gate.to(base.weight)
         self.reads = reads
 
-    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, route: Route | None = None, ending: Rectifier | None = None
+    ) -> Tensor:
         """Where mixers act, the base and all experts weighted by the gate."""
         if route is None or route.cell is None:
-            return super().forward(x, route)
+            return super().forward(x, route, ending)
         context: Tensor | None = None
         if self.reads == "hidden":
             context = x.mean(1) if x.dim() == 3 else x
         elif self.reads == "fields":
             context = route.context
-        weights = self.gate(route.acting()[1], context)
-        return self.weighted(self.base, x, weights)
+        y = self.weighted(self.base, x, self.gate(route.acting()[1], context))
+        return y if ending is None else ending(y)
 
 
 class SharedGate(Front):

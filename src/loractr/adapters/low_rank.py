@@ -4,8 +4,6 @@ For hard routes, rows go to their own experts only. For soft routes, and in expo
 experts are computed, weighted and summed: no loop, but a cost that grows with them.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -13,21 +11,14 @@ from loractr.adapters.products import Routed, Weighted, extended, stacked
 from loractr.batch import Groups, Route
 from loractr.errors import AdapterError
 from loractr.layers.custom import custom
+from loractr.layers.dropout import Rectifier
 from loractr.layers.grouped import grouped_linear, grouped_sum, one_hot
 from loractr.layers.linear import Linear
 from loractr.layers.lookup import ByRows, Touched, look_up_slices
+from loractr.layers.one_pass import Experts, in_one_pass
 
 EXPERT_PARAMETERS = ("down", "up", "row_scale", "offset")
 """Names of a bank's parameters; their first axis is the expert."""
-
-
-class Experts(NamedTuple):
-    """The experts that the rows of a batch go to, and which row goes where."""
-
-    down: Tensor  # (A, r, in)
-    up: Tensor  # (A, out, r), the row scale in it
-    offset: Tensor | None  # (A, out)
-    groups: Groups  # by the A experts
 
 
 class Bank(ByRows):
@@ -131,16 +122,27 @@ class Bank(ByRows):
             return weight.index_select(0, touched.rows)
         return look_up_slices(weight, touched, gradient)
 
-    def routed(self, base: Linear, x: Tensor, groups: Groups) -> Tensor:
-        """base(x) plus each row's own expert's update.
+    def routed(
+        self, base: Linear, x: Tensor, groups: Groups, ending: Rectifier | None = None
+    ) -> Tensor:
+        """base(x) plus each row's own expert's update, and its ending if it has one.
 
         Shapes: x (N, in), or (N, M, in), with groups of N rows.
         """
         if x.dim() == 3:
             rows = groups.repeated(x.shape[1])
-            y = self.routed(base, x.flatten(0, 1), rows)
+            y = self.routed(base, x.flatten(0, 1), rows, ending)
             return y.view(*x.shape[:2], base.out_features)
-        down, up, offset, groups = self.acting(groups)
+        experts = self.acting(groups)
+        if base.plain:
+            whole = in_one_pass(x, base.weight, base.bias, experts, ending)
+            if whole is not None:
+                return whole
+        y = self._sum(base, x, experts)
+        return y if ending is None else ending(y)
+
+    def _sum(self, base: Linear, x: Tensor, experts: Experts) -> Tensor:
+        down, up, offset, groups = experts
         if torch.compiler.is_exporting():
             hot = one_hot(groups, self.experts, x.dtype)
             shared: Tensor = base(x)
@@ -231,13 +233,16 @@ class LowRankLinear(Bank):
         """Width of the output."""
         return self.base.out_features
 
-    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
-        """x and a route with one acting division, or soft weights -> y."""
+    def forward(
+        self, x: Tensor, route: Route | None = None, ending: Rectifier | None = None
+    ) -> Tensor:
+        """x and a route with one acting division, or soft weights -> y, with its ending if any."""
         if route is not None and route.weights is not None:
-            return self.weighted(self.base, x, route.weights)
+            y = self.weighted(self.base, x, route.weights)
+            return y if ending is None else ending(y)
         if route is not None and route.divisions:
-            return self.routed(self.base, x, route.acting()[1])
-        shared: Tensor = self.base(x, route)
+            return self.routed(self.base, x, route.acting()[1], ending)
+        shared: Tensor = self.base(x, route, ending)
         return shared
 
 

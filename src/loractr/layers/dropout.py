@@ -39,9 +39,14 @@ class Dropout(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, not {p}")
         self.p = p
 
+    @property
+    def acts(self) -> bool:
+        """Whether it drops anything now."""
+        return self.training and self.p > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, unchanged."""
-        if not self.training or self.p == 0.0:
+        if not self.acts:
             return x
         if torch.compiler.is_compiling() or x.device.type != "cpu":
             return F.dropout(x, self.p)
@@ -87,10 +92,25 @@ def relu_dropout(x: Tensor, dropout: Dropout | None) -> Tensor:
     Compiled kernels keep no mask: where the result is 0, no gradient passes.
     """
     kernels = library_for(x)
-    if dropout is None or not dropout.training or dropout.p == 0.0 or kernels is None:
+    if dropout is None or not dropout.acts or kernels is None:
         rectified = F.relu(x, inplace=True)
         return rectified if dropout is None else dropout(rectified)
     return custom(_Rectified, x, draw(dropout.p), kernels)
+
+
+class Rectifier(NamedTuple):
+    """How a hidden layer ends: Dropout(ReLU(x)), in place. A linear layer that is told its ending
+    may take it into its own pass."""
+
+    dropout: Dropout | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`relu_dropout`."""
+        return relu_dropout(x, self.dropout)
+
+    def draw(self) -> Draw | None:
+        """A fresh mask; None where nothing is dropped now."""
+        return draw(self.dropout.p) if self.dropout is not None and self.dropout.acts else None
 
 
 class _Dropped(torch.autograd.Function):

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loractr.batch import Route
-from loractr.layers.dropout import Dropout
+from loractr.layers.dropout import Dropout, Rectifier
+from loractr.layers.one_pass import in_one_pass
 from loractr.layers.rounded import rounded_linear
 
 
@@ -13,6 +14,9 @@ class Linear(nn.Module):
     """An affine map that takes the batch's route and ignores it: the layer that adapters replace.
 
         y = x Wᵀ + b        with `dropout` set: y = Dropout(x Wᵀ + b)
+
+    Called with an `ending`, it returns ending(y), in one compiled pass where there is one. What
+    stands in its place takes the same (x, route, ending).
 
     A fresh one has Glorot normal weights, variance 2 / (in + out), and zero bias.
 
@@ -56,11 +60,19 @@ class Linear(nn.Module):
         """Whether it computes x Wᵀ + b and nothing else."""
         return self.dropout is None and not (self.rounds and self.training)
 
-    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
-        """The affine map; `route` is for the adapter that may stand in this layer's place."""
+    def forward(
+        self, x: Tensor, route: Route | None = None, ending: Rectifier | None = None
+    ) -> Tensor:
+        """The affine map, and its ending if it has one; `route` is for the adapter that may stand
+        in this layer's place."""
+        if ending is not None and self.plain:
+            whole = in_one_pass(x, self.weight, self.bias, None, ending)
+            if whole is not None:
+                return whole
         product = rounded_linear if self.rounds and self.training else F.linear
         y = product(x, self.weight, self.bias)
-        return y if self.dropout is None else self.dropout(y)
+        y = y if self.dropout is None else self.dropout(y)
+        return y if ending is None else ending(y)
 
     def extra_repr(self) -> str:
         """The widths, for `print(model)`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from loractr.batch import Route
-from loractr.layers.dropout import Dropout, relu_dropout
+from loractr.layers.dropout import Dropout, Rectifier
 from loractr.layers.linear import Linear
 from loractr.layers.norm import BatchNorm
 
@@ -43,10 +43,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """(N, in) → (N, out)."""
-        h = self.linear(x, route)
-        if self.norm is not None:
-            h = self.norm(h, route)
-        return relu_dropout(h, self.dropout)
+        ending = Rectifier(self.dropout)
+        if self.norm is None:
+            y: Tensor = self.linear(x, route, ending)
+            return y
+        return ending(self.norm(self.linear(x, route), route))
 
 
 class MLP(nn.Module):

@@ -1,40 +1,18 @@
-// ReLU and dropout, alone and together, and the random words that decide what is dropped.
-#include "kernels.h"
+// ReLU and dropout, alone and together.
+#include "masks.h"
 
 namespace {
-
-constexpr int64_t WORDS = 16, BLOCK = 4 * WORDS;  // 64-bit words hashed at once, their elements
-
-// Word i of a seed: the i-th output of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-inline uint64_t word(uint64_t seed, uint64_t i) {
-  uint64_t z = seed + (i + 1) * 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
-
-// Factors of 64 elements, 0 or `scale`: element i is kept where 16 bits of word i / 4 say so.
-template <class T>
-inline void factors(uint64_t seed, int64_t start, uint32_t lost, T scale, T* factor) {
-  alignas(64) uint64_t words[WORDS];
-  alignas(64) uint16_t bits[BLOCK];
-#pragma omp simd
-  for (int64_t k = 0; k < WORDS; k++) words[k] = word(seed, start / 4 + k);
-  std::memcpy(bits, words, sizeof bits);
-#pragma omp simd
-  for (int64_t k = 0; k < BLOCK; k++) factor[k] = bits[k] >= lost ? scale : T(0);
-}
 
 // y = f(x, factor) for all elements, a block at a time.
 template <class T, class F>
 void masked(const T* x, T* y, int64_t n, uint64_t seed, uint32_t lost, T scale, F f) {
 #pragma omp parallel for num_threads(loractr_threads) schedule(static) if (n > MIN_PARALLEL)
-  for (int64_t start = 0; start < n; start += BLOCK) {
-    alignas(64) T factor[BLOCK];
+  for (int64_t start = 0; start < n; start += MASKED) {
+    alignas(64) T factor[MASKED];
     factors(seed, start, lost, scale, factor);
     const T* from = x + start;
     T* to = y + start;
-    const int64_t count = std::min(BLOCK, n - start);
+    const int64_t count = std::min(MASKED, n - start);
 #pragma omp simd
     for (int64_t k = 0; k < count; k++) to[k] = f(from[k], factor[k]);
   }

@@ -1,34 +1,13 @@
 // Products of rows with the matrix of their own group. Groups are runs of rows, or, with `order`,
 // runs of a list of rows; rows before the first edge belong to no group.
-//
-// Matrix products are those of the library that torch brings along (see `use_products`).
-#include "kernels.h"
+#include "products.h"
+
+Sgemm* loractr_sgemm;
+Dgemm* loractr_dgemm;
 
 namespace {
 
-using Sgemm = void(const char*, const char*, const int*, const int*, const int*, const float*,
-                   const float*, const int*, const float*, const int*, const float*, float*,
-                   const int*);
-using Dgemm = void(const char*, const char*, const int*, const int*, const int*, const double*,
-                   const double*, const int*, const double*, const int*, const double*, double*,
-                   const int*);
-Sgemm* sgemm;
-Dgemm* dgemm;
-
 constexpr int64_t BLOCK = 512;  // rows multiplied at once where they have to be gathered first
-
-// C (m, n) = A (m, k) @ B (k, n) + beta * C, row after row, A and B transposed where asked. The
-// library stores columns one after the other: it computes Cᵀ = Bᵀ Aᵀ.
-template <class T>
-void multiply(bool at, bool bt, int64_t m, int64_t n, int64_t k, const T* a, const T* b, bool add,
-              T* c) {
-  const int im = m, in = n, ik = k, lda = at ? m : k, ldb = bt ? k : n;
-  const T one = 1, beta = add ? 1 : 0;
-  if constexpr (sizeof(T) == 4)
-    sgemm(bt ? "T" : "N", at ? "T" : "N", &in, &im, &ik, &one, b, &ldb, a, &lda, &beta, c, &in);
-  else
-    dgemm(bt ? "T" : "N", at ? "T" : "N", &in, &im, &ik, &one, b, &ldb, a, &lda, &beta, c, &in);
-}
 
 template <class T>
 void gather(const T* x, const int64_t* order, int64_t count, int64_t width, T* to) {
@@ -113,8 +92,8 @@ void outer(const T* a, const T* b, T* gradient, const int64_t* order, const int6
 }  // namespace
 
 extern "C" void use_products(void* single, void* twice) {
-  sgemm = reinterpret_cast<Sgemm*>(single);
-  dgemm = reinterpret_cast<Dgemm*>(twice);
+  loractr_sgemm = reinterpret_cast<Sgemm*>(single);
+  loractr_dgemm = reinterpret_cast<Dgemm*>(twice);
 }
 
 #define EXPORT(T, S)                                                                           \

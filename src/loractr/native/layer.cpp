@@ -1,0 +1,230 @@
+// A linear layer, the low-rank experts beside it and the ReLU and dropout behind it, in one pass:
+// a block of rows goes through all of it while it lies in the processor's cache.
+//
+//   y = dropout(relu(W x + b + up_e down_e x + offset_e)),     e: the expert of the row
+//
+// Experts may be absent, so may their offset, b, and the ending. Expert e has the rows from edges[e]
+// to edges[e + 1]; those before edges[0] have none. Without experts `experts` is -1.
+#include <memory>
+
+#include "masks.h"
+#include "products.h"
+
+namespace {
+
+constexpr int64_t BLOCK = 256;  // rows of a block, a multiple of MASKED
+
+struct Shape {
+  int64_t rows, wide, tall, rank, experts;
+};
+
+struct Ending {
+  bool rectifies;
+  uint64_t seed;
+  uint32_t lost;
+  double scale;
+};
+
+template <class T>
+std::unique_ptr<T[]> scratch(int64_t count) {
+  return std::unique_ptr<T[]>(new T[std::max<int64_t>(count, 1)]);
+}
+
+// The expert of a row; -1: it has none.
+int64_t expert_of(int64_t row, const int64_t* edges, int64_t experts) {
+  return std::upper_bound(edges, edges + experts + 1, row) - edges - 1;
+}
+
+// f(expert, first row, last row + 1) for each run of rows in [start, stop) that share an expert.
+template <class F>
+void runs(int64_t start, int64_t stop, const int64_t* edges, int64_t experts, F f) {
+  while (start < stop) {
+    const int64_t e = expert_of(start, edges, experts);
+    const int64_t end = e < experts ? std::min(stop, edges[e + 1]) : stop;
+    f(e, start, end);
+    start = end;
+  }
+}
+
+// How many parts the blocks are dealt to, and the first row of one of them.
+int64_t parts_of(const Shape& s) {
+  const int64_t blocks = (s.rows + BLOCK - 1) / BLOCK;
+  const bool parallel = s.rows * (s.wide + s.tall) > MIN_PARALLEL;
+  return parallel ? std::min<int64_t>(loractr_threads, blocks) : 1;
+}
+int64_t first_row(const Shape& s, int64_t part, int64_t parts) {
+  const int64_t blocks = (s.rows + BLOCK - 1) / BLOCK;
+  return std::min(s.rows, blocks * part / parts * BLOCK);
+}
+
+// max(v, 0) times its factor for elements from `start` on, a multiple of MASKED. Not "v > 0 ? v : 0":
+// what is not a number stays so, as in torch.
+template <class T>
+void rectify(T* y, int64_t start, int64_t count, const Ending& ending) {
+  alignas(64) T factor[MASKED];
+  std::fill(factor, factor + MASKED, T(1));
+  for (int64_t at = 0; at < count; at += MASKED) {
+    if (ending.lost) factors(ending.seed, start + at, ending.lost, T(ending.scale), factor);
+    T* to = y + at;
+    const int64_t some = std::min(MASKED, count - at);
+#pragma omp simd
+    for (int64_t k = 0; k < some; k++) to[k] = to[k] <= 0 ? T(0) : to[k] * factor[k];
+  }
+}
+
+template <class T>
+void forward(const T* x, const T* w, const T* bias, const T* down, const T* up, const T* offset,
+             T* y, T* inner, const int64_t* edges, const Shape& s, const Ending& ending) {
+  const int64_t parts = parts_of(s);
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) if (parts > 1)
+  for (int64_t part = 0; part < parts; part++) {
+    const int64_t stop = first_row(s, part + 1, parts);
+    for (int64_t at = first_row(s, part, parts); at < stop; at += BLOCK) {
+      const int64_t after = std::min(at + BLOCK, stop);
+      runs(at, after, edges, s.experts, [&](int64_t e, int64_t first, int64_t last) {
+        const T* own = offset && e >= 0 ? offset + e * s.tall : nullptr;
+        for (int64_t row = first; row < last; row++)
+          for (int64_t c = 0; c < s.tall; c++)
+            y[row * s.tall + c] = (bias ? bias[c] : T(0)) + (own ? own[c] : T(0));
+      });
+      multiply(false, true, after - at, s.tall, s.wide, x + at * s.wide, w, true, y + at * s.tall);
+      runs(at, after, edges, s.experts, [&](int64_t e, int64_t first, int64_t last) {
+        if (e < 0) return;
+        T* z = inner + first * s.rank;
+        multiply(false, true, last - first, s.rank, s.wide, x + first * s.wide,
+                 down + e * s.rank * s.wide, false, z);
+        multiply(false, true, last - first, s.tall, s.rank, z, up + e * s.tall * s.rank, true,
+                 y + first * s.tall);
+      });
+      if (ending.rectifies) rectify(y + at * s.tall, at * s.tall, (after - at) * s.tall, ending);
+    }
+  }
+}
+
+// Where gradients go, each null where nobody wants it; sums are added to what is there.
+template <class T>
+struct Gradients {
+  T *x, *w, *bias, *down, *up, *offset;
+};
+
+// Sums that one part makes by itself, of the experts that it has rows of.
+template <class T>
+struct Sums {
+  std::vector<T> w, bias, down, up, offset;
+  int64_t first = 0, experts = 0;
+
+  Gradients<T> like(const Gradients<T>& g, const Shape& s, int64_t first_expert, int64_t count) {
+    first = std::max<int64_t>(first_expert, 0), experts = std::max<int64_t>(count, 0);
+    const auto room = [](std::vector<T>& sum, const T* wanted, int64_t size) {
+      if (wanted) sum.resize(size);
+      return wanted ? sum.data() : nullptr;
+    };
+    return {g.x,
+            room(w, g.w, s.tall * s.wide),
+            room(bias, g.bias, s.tall),
+            room(down, g.down, experts * s.rank * s.wide),
+            room(up, g.up, experts * s.tall * s.rank),
+            room(offset, g.offset, experts * s.tall)};
+  }
+  void add_to(const Gradients<T>& g, const Shape& s) const {
+    const auto add = [](const std::vector<T>& sum, T* to) {
+      for (size_t i = 0; i < sum.size(); i++) to[i] += sum[i];
+    };
+    add(w, g.w), add(bias, g.bias);
+    if (g.down) add(down, g.down + first * s.rank * s.wide);
+    if (g.up) add(up, g.up + first * s.tall * s.rank);
+    if (g.offset) add(offset, g.offset + first * s.tall);
+  }
+};
+
+// Gradients of the rows [start, stop). Sums of experts are counted from expert `first` on.
+template <class T>
+void backward_of(int64_t start, int64_t stop, const T* grad, const T* y, const T* x, const T* inner,
+                 const T* w, const T* down, const T* up, const Gradients<T>& to, int64_t first_expert,
+                 const int64_t* edges, const Shape& s, const Ending& ending) {
+  const auto masked = scratch<T>(ending.rectifies ? BLOCK * s.tall : 0);
+  const auto thin = scratch<T>(BLOCK * s.rank);
+  const auto sums = scratch<double>(s.tall);  // not T: before a norm they are 0 but for rounding
+  for (int64_t at = start; at < stop; at += BLOCK) {
+    const int64_t after = std::min(at + BLOCK, stop), count = (after - at) * s.tall;
+    const T* g = grad + at * s.tall;
+    if (ending.rectifies) {
+      const T *made = y + at * s.tall, scale = T(ending.scale);
+#pragma omp simd
+      for (int64_t k = 0; k < count; k++) masked[k] = made[k] <= 0 ? T(0) : g[k] * scale;
+      g = masked.get();
+    }
+    if (to.x) multiply(false, false, after - at, s.wide, s.tall, g, w, false, to.x + at * s.wide);
+    if (to.w) multiply(true, false, s.tall, s.wide, after - at, g, x + at * s.wide, true, to.w);
+    runs(at, after, edges, s.experts, [&](int64_t e, int64_t first, int64_t last) {
+      const T *own = g + (first - at) * s.tall, *from = x + first * s.wide;
+      const int64_t rows = last - first, place = e - first_expert;
+      if (to.bias || (to.offset && e >= 0)) {
+        std::fill(sums.get(), sums.get() + s.tall, 0.0);
+        for (int64_t row = 0; row < rows; row++)
+          for (int64_t c = 0; c < s.tall; c++) sums[c] += own[row * s.tall + c];
+        for (int64_t c = 0; c < s.tall; c++) {
+          if (to.bias) to.bias[c] += T(sums[c]);
+          if (to.offset && e >= 0) to.offset[place * s.tall + c] += T(sums[c]);
+        }
+      }
+      if (e < 0) return;
+      if (to.up)
+        multiply(true, false, s.tall, s.rank, rows, own, inner + first * s.rank, true,
+                 to.up + place * s.tall * s.rank);
+      if (!to.x && !to.down) return;
+      multiply(false, false, rows, s.rank, s.tall, own, up + e * s.tall * s.rank, false, thin.get());
+      if (to.x)
+        multiply(false, false, rows, s.wide, s.rank, thin.get(), down + e * s.rank * s.wide, true,
+                 to.x + first * s.wide);
+      if (to.down)
+        multiply(true, false, s.rank, s.wide, rows, thin.get(), from, true,
+                 to.down + place * s.rank * s.wide);
+    });
+  }
+}
+
+// Part 0 adds to the result itself, the others to sums of their own, added up in their order.
+template <class T>
+void backward(const T* grad, const T* y, const T* x, const T* inner, const T* w, const T* down,
+              const T* up, const Gradients<T>& to, const int64_t* edges, const Shape& s,
+              const Ending& ending) {
+  const int64_t parts = parts_of(s);
+  std::vector<Sums<T>> sums(parts - 1);
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) if (parts > 1)
+  for (int64_t part = 0; part < parts; part++) {
+    const int64_t start = first_row(s, part, parts), stop = first_row(s, part + 1, parts);
+    if (part == 0) {
+      backward_of(start, stop, grad, y, x, inner, w, down, up, to, 0, edges, s, ending);
+      continue;
+    }
+    Sums<T>& own = sums[part - 1];
+    const int64_t first = expert_of(start, edges, s.experts);
+    const int64_t last = expert_of(stop - 1, edges, s.experts);
+    const auto into = own.like(to, s, first, last - std::max<int64_t>(first, 0) + 1);
+    backward_of(start, stop, grad, y, x, inner, w, down, up, into, own.first, edges, s, ending);
+  }
+  for (const Sums<T>& own : sums) own.add_to(to, s);
+}
+
+}  // namespace
+
+#define EXPORT(T, S)                                                                             \
+  extern "C" void layer_##S(const T* x, const T* w, const T* bias, const T* down, const T* up,   \
+                            const T* offset, T* y, T* inner, const int64_t* edges, int64_t rows, \
+                            int64_t wide, int64_t tall, int64_t rank, int64_t experts,           \
+                            int64_t rectifies, int64_t seed, int64_t lost, double scale) {       \
+    forward<T>(x, w, bias, down, up, offset, y, inner, edges, {rows, wide, tall, rank, experts}, \
+               {rectifies != 0, uint64_t(seed), uint32_t(lost), scale});                         \
+  }                                                                                              \
+  extern "C" void layer_backward_##S(                                                            \
+      const T* grad, const T* y, const T* x, const T* inner, const T* w, const T* down,          \
+      const T* up, T* dx, T* dw, T* dbias, T* ddown, T* dup, T* doffset, const int64_t* edges,   \
+      int64_t rows, int64_t wide, int64_t tall, int64_t rank, int64_t experts,                   \
+      int64_t rectifies, double scale) {                                                         \
+    backward<T>(grad, y, x, inner, w, down, up, {dx, dw, dbias, ddown, dup, doffset}, edges,     \
+                {rows, wide, tall, rank, experts}, {rectifies != 0, 0, 0, scale});               \
+  }
+
+EXPORT(float, float32)
+EXPORT(double, float64)

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_mixers.py [--rounds 15]
 
-Towers and steps are those of bench_adapters.py. fusion: MultiLoRA, experts of three and of two
-domains, attention over both; tower, experts and mixers train. gate: MoE-MLoRA's third stage, three
-experts weighted by a gate that looks at the domain; only the gate trains. gate, joint: tower,
-experts and gate train. One thread; README.md says what each column means.
+Towers and steps are those of bench_adapters.py. fusion: MultiLoRA's last stage, experts of three
+and of two domains, attention over both; only the mixers train. gate: MoE-MLoRA's third stage, three
+experts weighted by a gate that looks at the domain; only the gate trains. …, joint: tower, experts
+and mixers or gate train. One thread; README.md says what each column means.
 """
 
 import argparse
@@ -60,6 +60,17 @@ class Mixed(Plain):
         return Route(divisions=divisions, cell=cell)
 
 
+class MixersAlone(Mixed):
+    """The same as in MultiLoRA's last stage: the mixers train alone."""
+
+    trains = ("*.mixer.*",)
+
+    def optimizer(self) -> WholeAdam:
+        """What lies before the tower is frozen too."""
+        self.x.requires_grad_(False)
+        return super().optimizer()
+
+
 class GatedJointly(Mixed):
     """Three experts beside each layer, weighted by a gate for each."""
 
@@ -83,7 +94,7 @@ class Gated(GatedJointly):
         return super().optimizer()
 
 
-MIXERS = {"fusion": Mixed, "gate": Gated, "gate, joint": GatedJointly}
+MIXERS = {"fusion": MixersAlone, "fusion, joint": Mixed, "gate": Gated, "gate, joint": GatedJointly}
 
 
 def main() -> None:

@@ -57,14 +57,30 @@ int64_t first_row(const Shape& s, int64_t part, int64_t parts) {
   return std::min(s.rows, blocks * part / parts * BLOCK);
 }
 
-// max(v, 0) times its factor for elements from `start` on, a multiple of MASKED. Not "v > 0 ? v : 0":
+// y + shift in every row, and where there is no dropout to come, max(…, 0) of it. Not "v > 0 ? v : 0":
 // what is not a number stays so, as in torch.
+template <class T>
+void finish(T* y, const T* shift, int64_t rows, int64_t tall, bool rectifies) {
+  for (int64_t row = 0; row < rows; row++, y += tall) {
+    if (rectifies) {
+#pragma omp simd
+      for (int64_t c = 0; c < tall; c++) {
+        const T v = y[c] + shift[c];
+        y[c] = v <= 0 ? T(0) : v;
+      }
+    } else {
+#pragma omp simd
+      for (int64_t c = 0; c < tall; c++) y[c] += shift[c];
+    }
+  }
+}
+
+// max(v, 0) times its factor for elements from `start` on, a multiple of MASKED.
 template <class T>
 void rectify(T* y, int64_t start, int64_t count, const Ending& ending) {
   alignas(64) T factor[MASKED];
-  std::fill(factor, factor + MASKED, T(1));
   for (int64_t at = 0; at < count; at += MASKED) {
-    if (ending.lost) factors(ending.seed, start + at, ending.lost, T(ending.scale), factor);
+    factors(ending.seed, start + at, ending.lost, T(ending.scale), factor);
     T* to = y + at;
     const int64_t some = std::min(MASKED, count - at);
 #pragma omp simd
@@ -78,25 +94,27 @@ void forward(const T* x, const T* w, const T* bias, const T* down, const T* up, 
   const int64_t parts = parts_of(s);
 #pragma omp parallel for num_threads(loractr_threads) schedule(static) if (parts > 1)
   for (int64_t part = 0; part < parts; part++) {
+    const auto shift = scratch<T>(s.tall);
     const int64_t stop = first_row(s, part + 1, parts);
     for (int64_t at = first_row(s, part, parts); at < stop; at += BLOCK) {
       const int64_t after = std::min(at + BLOCK, stop);
+      multiply(false, true, after - at, s.tall, s.wide, x + at * s.wide, w, false, y + at * s.tall);
       runs(at, after, edges, s.experts, [&](int64_t e, int64_t first, int64_t last) {
+        const int64_t rows = last - first;
+        if (e >= 0) {
+          T* z = inner + first * s.rank;
+          multiply(false, true, rows, s.rank, s.wide, x + first * s.wide,
+                   down + e * s.rank * s.wide, false, z);
+          multiply(false, true, rows, s.tall, s.rank, z, up + e * s.tall * s.rank, true,
+                   y + first * s.tall);
+        }
         const T* own = offset && e >= 0 ? offset + e * s.tall : nullptr;
-        for (int64_t row = first; row < last; row++)
-          for (int64_t c = 0; c < s.tall; c++)
-            y[row * s.tall + c] = (bias ? bias[c] : T(0)) + (own ? own[c] : T(0));
+        for (int64_t c = 0; c < s.tall; c++)
+          shift[c] = (bias ? bias[c] : T(0)) + (own ? own[c] : T(0));
+        finish(y + first * s.tall, shift.get(), rows, s.tall, ending.rectifies && !ending.lost);
       });
-      multiply(false, true, after - at, s.tall, s.wide, x + at * s.wide, w, true, y + at * s.tall);
-      runs(at, after, edges, s.experts, [&](int64_t e, int64_t first, int64_t last) {
-        if (e < 0) return;
-        T* z = inner + first * s.rank;
-        multiply(false, true, last - first, s.rank, s.wide, x + first * s.wide,
-                 down + e * s.rank * s.wide, false, z);
-        multiply(false, true, last - first, s.tall, s.rank, z, up + e * s.tall * s.rank, true,
-                 y + first * s.tall);
-      });
-      if (ending.rectifies) rectify(y + at * s.tall, at * s.tall, (after - at) * s.tall, ending);
+      if (ending.rectifies && ending.lost)
+        rectify(y + at * s.tall, at * s.tall, (after - at) * s.tall, ending);
     }
   }
 }

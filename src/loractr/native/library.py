@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -26,8 +26,9 @@ VARIABLE = "LORACTR_KERNELS"
 
 class Library:
     """Calls compiled functions. A convention instead of a list of signatures: a tensor goes over as
-    a pointer, None as a null pointer, an int as int64_t, a float as double, and the name gets the
-    element type of the first tensor: `call("dropout", x, …)` is `dropout_float32(x, …)`.
+    a pointer, None as a null pointer, an int as int64_t, a float as double (in the same place
+    always the same), and the name gets the element type of the first tensor: `call("dropout", x,
+    …)` is `dropout_float32(x, …)`.
 
     Nothing is checked here: who calls has looked at types and layouts (`library_for`) and at
     shapes, and leaves what does not fit to torch's operations, which say what is wrong.
@@ -39,6 +40,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._functions = ctypes.CDLL(str(path))
+        self._known: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
         self._threads = 0
         self.multiplies = self._take_products()
         """Whether there are products: their inner loops are those of the library beside torch."""
@@ -49,9 +51,19 @@ class Library:
         if threads != self._threads:
             self._functions.use_threads(threads)
             self._threads = threads
-        suffix = str(first.dtype).removeprefix("torch.")
-        function = getattr(self._functions, f"{name}_{suffix}")
-        function(_argument(first), *map(_argument, others))
+        values = (first, *others)
+        function = self._known.get((name, first.dtype)) or self._learn(name, values, first.dtype)
+        function(*[v.data_ptr() if isinstance(v, Tensor) else v for v in values])
+
+    def _learn(
+        self, name: str, values: Iterable[Tensor | float | None], dtype: torch.dtype
+    ) -> Callable[..., None]:
+        """The function, told once what it takes: a conversion for every call would cost more."""
+        function = getattr(self._functions, f"{name}_{str(dtype).removeprefix('torch.')}")
+        function.argtypes, function.restype = [_type(value) for value in values], None
+        known: Callable[..., None] = function
+        self._known[name, dtype] = known
+        return known
 
     def _take_products(self) -> bool:
         """Matrix products come from what torch itself multiplies with, where it can be reached."""
@@ -67,12 +79,10 @@ class Library:
         return True
 
 
-def _argument(value: Tensor | float | None) -> object:
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
+def _type(value: Tensor | float | None) -> type:
+    if value is None or isinstance(value, Tensor):
+        return ctypes.c_void_p
+    return ctypes.c_int64 if isinstance(value, int) else ctypes.c_double
 
 
 Used = Library | None | Literal["not chosen"]

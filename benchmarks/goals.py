@@ -22,7 +22,7 @@ QUICK = {
     "peft": ["--nets", "movielens", "--domains", "21", "--rounds", "3"],
     "embedding": ["100000", "10000000", "--rounds", "5"],
     "loader": ["--rows", "500000", "--rounds", "5"],
-    "training": ["--rounds", "10", "--speed-only"],
+    "training": ["--tasks", "gender", "--rounds", "10", "--speed-only"],
 }
 """Benchmark → options of a short run."""
 

@@ -8,6 +8,7 @@ import torch
 from loractr import native
 from loractr.adapters import LowRankLinear
 from loractr.batch import Groups, Route
+from loractr.layers import one_pass
 from loractr.layers.dropout import Dropout, Rectifier, draw
 from loractr.layers.linear import Linear
 from loractr.layers.one_pass import Experts, in_one_pass
@@ -27,6 +28,12 @@ ROWS = {
     "many": [n // 300 - 1 for n in range(1300)],
     "nobody": [-1] * 600,
 }
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """One pass even where torch's operations would be quicker."""
+    monkeypatch.setattr(one_pass, "CACHED", -1)
 
 
 def normal(*shape, dtype=torch.float64, seed=0):
@@ -62,6 +69,7 @@ def test_forward_is_the_formula_row_by_row(ids, wide, tall):
 @pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("ids", ROWS.values(), ids=ROWS)
+@pytest.mark.usefixtures("always")
 def test_results_and_gradients_agree_with_torchs_down_to_the_mask(ids, adapted, dropout, dtype):
     generator = torch.Generator().manual_seed(4)
     base = Linear(12, 20, generator=generator)
@@ -186,3 +194,29 @@ def test_without_compiled_kernels_there_is_none():
     assert in_one_pass(X, WEIGHT, None) is not None
     with native.use("torch"):
         assert in_one_pass(X, WEIGHT, None) is None
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("ids", ["many", "nobody"])
+def test_a_fresh_adapter_computes_what_its_base_does_to_rounding(ids):
+    base, groups = Linear(64, 48), groups_of(ROWS[ids])
+    layer = LowRankLinear(base, experts=EXPERTS, rank=RANK)
+    x = normal(len(ROWS[ids]), 64, dtype=torch.float32)
+    for ending in (None, Rectifier()):
+        found = layer(x, Route(divisions=(groups,)), ending)
+        torch.testing.assert_close(found, base(x, None, ending), atol=2e-6, rtol=0)
+
+
+def test_what_has_no_ending_may_be_overwritten():
+    layer = LowRankLinear(Linear(3, 4), experts=EXPERTS, rank=2)
+    y = layer(X, Route(divisions=(groups_of([0, 1]),)))
+    y.mul_(2).sum().backward()
+    assert layer.base.bias.grad.tolist() == [4.0] * 4
+
+
+def test_one_pass_is_taken_where_it_pays():
+    x, dropout = torch.ones(1024, 3), Dropout(0.5)
+    assert not one_pass.pays(x, 256, Rectifier())
+    assert one_pass.pays(x, 257, Rectifier())
+    assert one_pass.pays(x, 1, Rectifier(dropout))
+    assert not one_pass.pays(x, 1, Rectifier(dropout.eval()))

@@ -1,6 +1,7 @@
 """Which kernels are used: found, chosen by name, missed."""
 
 import logging
+import re
 import shutil
 import threading
 
@@ -13,8 +14,10 @@ from loractr import native
 from loractr.cli import app
 from loractr.config import load_config
 from loractr.errors import ConfigError, UsageError
+from loractr.layers.mlp import MLP
+from loractr.layers.norm import BatchNorm
 from loractr.native import compiling
-from loractr.native.library import by_default
+from loractr.native.library import SIGNATURES, by_default
 
 
 @pytest.fixture
@@ -154,3 +157,44 @@ def test_a_configuration_names_its_kernels(tmp_path):
     path.write_text(text + "quick\n")
     with pytest.raises(ConfigError, match="kernels"):
         load_config(path)
+
+
+def test_signatures_are_those_of_the_sources():
+    kinds = {"int64_t": "i", "double": "d"}
+    found = {}
+    for file in compiling.SOURCES:
+        text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+        for name, given in re.findall(
+            r'extern "C" void (\w+?)_(?:##S|float64)\s*\(([^)]*)\)', text
+        ):
+            types = ["p" if "*" in one else kinds[one.split()[0]] for one in given.split(",")]
+            found[name] = "".join(types)
+    assert found == SIGNATURES
+
+
+@pytest.mark.usefixtures("kernels")
+def test_an_integer_where_a_real_number_is_meant_is_one():
+    x = torch.randn(8, 4)
+    found = [BatchNorm(4, momentum=momentum)(x) for momentum in (1, 1.0)]
+    assert torch.equal(*found)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_as_many_threads_as_torch_has_work_whoever_called_before():
+    inside, outside = torch.get_num_threads(), native.library()
+    with native.use("native"):
+        assert native.library() is outside  # one for the process, which knows the number
+    assert torch.get_num_threads() == inside
+
+
+@pytest.mark.usefixtures("kernels")
+def test_what_looks_into_a_network_finds_torchs_operations():
+    tower, x = MLP(5, [8, 4]).eval(), torch.randn(3, 6, 5)
+    expected = torch.stack([tower(rows) for rows in x])
+    found = torch.func.vmap(tower)(x)
+    torch.testing.assert_close(found, expected)
+    rows = {"x": {0: torch.export.Dim("rows", min=2)}}
+    exported = torch.export.export(tower, (x[0],), dynamic_shapes=rows)
+    torch.testing.assert_close(exported.module()(x.flatten(0, 1)), expected.flatten(0, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tower(x[0]).dtype == torch.bfloat16

@@ -189,8 +189,8 @@ class LowRankLinear(Bank):
         y[n] = base(x[n]) + sum_e w[n, e] * (row_scale[e] * (up[e] @ down[e] @ x[n]) + offset[e])
 
     A hard route has w[n, e] = 1 for the row's own expert and 0 elsewhere; a row without one
-    (-1) gets base(x) alone. A soft route brings w itself. A new layer computes exactly what `base`
-    does.
+    (-1) gets base(x) alone. A soft route brings w itself. A new layer computes what `base` does, to
+    rounding: the order of the sums may be another.
 
     Args:
         base: Layer to adapt. Kept by reference, not copied.

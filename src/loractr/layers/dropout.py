@@ -112,6 +112,11 @@ class Rectifier(NamedTuple):
         """A fresh mask; None where nothing is dropped now."""
         return draw(self.dropout.p) if self.dropout is not None and self.dropout.acts else None
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped now."""
+        return self.dropout is not None and self.dropout.acts
+
 
 class _Dropped(torch.autograd.Function):
     """x times a mask. Compiled kernels make it anew on the way back; otherwise it is kept."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from loractr.batch import Route
 from loractr.layers.dropout import Dropout, Rectifier
-from loractr.layers.one_pass import in_one_pass
+from loractr.layers.one_pass import in_one_pass, pays
 from loractr.layers.rounded import rounded_linear
 
 
@@ -65,7 +65,7 @@ class Linear(nn.Module):
     ) -> Tensor:
         """The affine map, and its ending if it has one; `route` is for the adapter that may stand
         in this layer's place."""
-        if ending is not None and self.plain:
+        if ending is not None and self.plain and pays(x, self.out_features, ending):
             whole = in_one_pass(x, self.weight, self.bias, None, ending)
             if whole is not None:
                 return whole

@@ -99,8 +99,8 @@ extern "C" void use_products(void* single, void* twice) {
 #define EXPORT(T, S)                                                                           \
   extern "C" void grouped_product_##S(const T* x, const T* matrix, T* y, const int64_t* order, \
                                       const int64_t* edges, int64_t groups, int64_t wide,      \
-                                      int64_t tall, int64_t turned) {                       \
-    product<T>(x, matrix, y, order, edges, groups, wide, tall, turned);                            \
+                                      int64_t tall, int64_t turned) {                          \
+    product<T>(x, matrix, y, order, edges, groups, wide, tall, turned);                        \
   }                                                                                            \
   extern "C" void grouped_outer_##S(const T* a, const T* b, T* gradient, const int64_t* order, \
                                     const int64_t* edges, int64_t groups, int64_t tall,        \

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 256;  // rows of a block, a multiple of MASKED
+constexpr int64_t BLOCK = 256;  // most rows of a block; every number of them is a multiple of MASKED
 
 struct Shape {
   int64_t rows, wide, tall, rank, experts;
@@ -32,6 +32,7 @@ std::unique_ptr<T[]> scratch(int64_t count) {
 
 // The expert of a row; -1: it has none.
 int64_t expert_of(int64_t row, const int64_t* edges, int64_t experts) {
+  if (experts < 0) return -1;
   return std::upper_bound(edges, edges + experts + 1, row) - edges - 1;
 }
 
@@ -46,16 +47,20 @@ void runs(int64_t start, int64_t stop, const int64_t* edges, int64_t experts, F 
   }
 }
 
-// How many parts the blocks are dealt to, and the first row of one of them.
-int64_t parts_of(const Shape& s) {
-  const int64_t blocks = (s.rows + BLOCK - 1) / BLOCK;
-  const bool parallel = s.rows * (s.wide + s.tall) > MIN_PARALLEL;
-  return parallel ? std::min<int64_t>(loractr_threads, blocks) : 1;
-}
-int64_t first_row(const Shape& s, int64_t part, int64_t parts) {
-  const int64_t blocks = (s.rows + BLOCK - 1) / BLOCK;
-  return std::min(s.rows, blocks * part / parts * BLOCK);
-}
+// Blocks of rows and how they are dealt to the threads. Blocks are smaller where there would be too
+// few of them.
+struct Parts {
+  int64_t rows, block, count;
+
+  explicit Parts(const Shape& s) : rows(s.rows), block(BLOCK), count(1) {
+    if (loractr_threads == 1 || s.rows * (s.wide + s.tall) <= MIN_PARALLEL) return;
+    const int64_t share = (s.rows / loractr_threads + MASKED - 1) / MASKED * MASKED;
+    block = std::clamp(share, MASKED, BLOCK);
+    count = std::min<int64_t>(loractr_threads, blocks());
+  }
+  int64_t blocks() const { return (rows + block - 1) / block; }
+  int64_t start(int64_t part) const { return std::min(rows, blocks() * part / count * block); }
+};
 
 // y + shift in every row, and where there is no dropout to come, max(…, 0) of it. Not "v > 0 ? v : 0":
 // what is not a number stays so, as in torch.
@@ -91,13 +96,13 @@ void rectify(T* y, int64_t start, int64_t count, const Ending& ending) {
 template <class T>
 void forward(const T* x, const T* w, const T* bias, const T* down, const T* up, const T* offset,
              T* y, T* inner, const int64_t* edges, const Shape& s, const Ending& ending) {
-  const int64_t parts = parts_of(s);
-#pragma omp parallel for num_threads(loractr_threads) schedule(static) if (parts > 1)
-  for (int64_t part = 0; part < parts; part++) {
+  const Parts parts(s);
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) if (parts.count > 1)
+  for (int64_t part = 0; part < parts.count; part++) {
     const auto shift = scratch<T>(s.tall);
-    const int64_t stop = first_row(s, part + 1, parts);
-    for (int64_t at = first_row(s, part, parts); at < stop; at += BLOCK) {
-      const int64_t after = std::min(at + BLOCK, stop);
+    const int64_t stop = parts.start(part + 1);
+    for (int64_t at = parts.start(part); at < stop; at += parts.block) {
+      const int64_t after = std::min(at + parts.block, stop);
       multiply(false, true, after - at, s.tall, s.wide, x + at * s.wide, w, false, y + at * s.tall);
       runs(at, after, edges, s.experts, [&](int64_t e, int64_t first, int64_t last) {
         const int64_t rows = last - first;
@@ -119,20 +124,23 @@ void forward(const T* x, const T* w, const T* bias, const T* down, const T* up, 
   }
 }
 
-// Where gradients go, each null where nobody wants it; sums are added to what is there.
+// Where gradients go, each null where nobody wants it. That of x is written, sums are added to what is
+// there; those of experts begin with expert `first`.
 template <class T>
 struct Gradients {
   T *x, *w, *bias, *down, *up, *offset;
+  int64_t first = 0;
 };
 
 // Sums that one part makes by itself, of the experts that it has rows of.
 template <class T>
 struct Sums {
   std::vector<T> w, bias, down, up, offset;
-  int64_t first = 0, experts = 0;
+  int64_t first = 0;
 
-  Gradients<T> like(const Gradients<T>& g, const Shape& s, int64_t first_expert, int64_t count) {
-    first = std::max<int64_t>(first_expert, 0), experts = std::max<int64_t>(count, 0);
+  Gradients<T> like(const Gradients<T>& g, const Shape& s, int64_t first_expert, int64_t last) {
+    first = std::max<int64_t>(first_expert, 0);
+    const int64_t experts = last - first + 1;
     const auto room = [](std::vector<T>& sum, const T* wanted, int64_t size) {
       if (wanted) sum.resize(size);
       return wanted ? sum.data() : nullptr;
@@ -142,7 +150,8 @@ struct Sums {
             room(bias, g.bias, s.tall),
             room(down, g.down, experts * s.rank * s.wide),
             room(up, g.up, experts * s.tall * s.rank),
-            room(offset, g.offset, experts * s.tall)};
+            room(offset, g.offset, experts * s.tall),
+            first};
   }
   void add_to(const Gradients<T>& g, const Shape& s) const {
     const auto add = [](const std::vector<T>& sum, T* to) {
@@ -155,28 +164,34 @@ struct Sums {
   }
 };
 
-// Gradients of the rows [start, stop). Sums of experts are counted from expert `first` on.
+// What went in, and what came of it.
 template <class T>
-void backward_of(int64_t start, int64_t stop, const T* grad, const T* y, const T* x, const T* inner,
-                 const T* w, const T* down, const T* up, const Gradients<T>& to, int64_t first_expert,
-                 const int64_t* edges, const Shape& s, const Ending& ending) {
-  const auto masked = scratch<T>(ending.rectifies ? BLOCK * s.tall : 0);
-  const auto thin = scratch<T>(BLOCK * s.rank);
+struct Values {
+  const T *y, *x, *inner, *w, *down, *up;
+};
+
+// Gradients of the rows [start, stop).
+template <class T>
+void backward_of(int64_t start, int64_t stop, int64_t block, const T* grad, const Values<T>& v,
+                 const Gradients<T>& to, const int64_t* edges, const Shape& s,
+                 const Ending& ending) {
+  const auto masked = scratch<T>(ending.rectifies ? block * s.tall : 0);
+  const auto thin = scratch<T>(block * s.rank);
   const auto sums = scratch<double>(s.tall);  // not T: before a norm they are 0 but for rounding
-  for (int64_t at = start; at < stop; at += BLOCK) {
-    const int64_t after = std::min(at + BLOCK, stop), count = (after - at) * s.tall;
+  for (int64_t at = start; at < stop; at += block) {
+    const int64_t after = std::min(at + block, stop), count = (after - at) * s.tall;
     const T* g = grad + at * s.tall;
     if (ending.rectifies) {
-      const T *made = y + at * s.tall, scale = T(ending.scale);
+      const T *made = v.y + at * s.tall, scale = T(ending.scale);
 #pragma omp simd
       for (int64_t k = 0; k < count; k++) masked[k] = made[k] <= 0 ? T(0) : g[k] * scale;
       g = masked.get();
     }
-    if (to.x) multiply(false, false, after - at, s.wide, s.tall, g, w, false, to.x + at * s.wide);
-    if (to.w) multiply(true, false, s.tall, s.wide, after - at, g, x + at * s.wide, true, to.w);
+    if (to.x) multiply(false, false, after - at, s.wide, s.tall, g, v.w, false, to.x + at * s.wide);
+    if (to.w) multiply(true, false, s.tall, s.wide, after - at, g, v.x + at * s.wide, true, to.w);
     runs(at, after, edges, s.experts, [&](int64_t e, int64_t first, int64_t last) {
-      const T *own = g + (first - at) * s.tall, *from = x + first * s.wide;
-      const int64_t rows = last - first, place = e - first_expert;
+      const T* own = g + (first - at) * s.tall;
+      const int64_t rows = last - first, place = e - to.first;
       if (to.bias || (to.offset && e >= 0)) {
         std::fill(sums.get(), sums.get() + s.tall, 0.0);
         for (int64_t row = 0; row < rows; row++)
@@ -188,15 +203,16 @@ void backward_of(int64_t start, int64_t stop, const T* grad, const T* y, const T
       }
       if (e < 0) return;
       if (to.up)
-        multiply(true, false, s.tall, s.rank, rows, own, inner + first * s.rank, true,
+        multiply(true, false, s.tall, s.rank, rows, own, v.inner + first * s.rank, true,
                  to.up + place * s.tall * s.rank);
       if (!to.x && !to.down) return;
-      multiply(false, false, rows, s.rank, s.tall, own, up + e * s.tall * s.rank, false, thin.get());
+      multiply(false, false, rows, s.rank, s.tall, own, v.up + e * s.tall * s.rank, false,
+               thin.get());
       if (to.x)
-        multiply(false, false, rows, s.wide, s.rank, thin.get(), down + e * s.rank * s.wide, true,
+        multiply(false, false, rows, s.wide, s.rank, thin.get(), v.down + e * s.rank * s.wide, true,
                  to.x + first * s.wide);
       if (to.down)
-        multiply(true, false, s.rank, s.wide, rows, thin.get(), from, true,
+        multiply(true, false, s.rank, s.wide, rows, thin.get(), v.x + first * s.wide, true,
                  to.down + place * s.rank * s.wide);
     });
   }
@@ -204,25 +220,20 @@ void backward_of(int64_t start, int64_t stop, const T* grad, const T* y, const T
 
 // Part 0 adds to the result itself, the others to sums of their own, added up in their order.
 template <class T>
-void backward(const T* grad, const T* y, const T* x, const T* inner, const T* w, const T* down,
-              const T* up, const Gradients<T>& to, const int64_t* edges, const Shape& s,
-              const Ending& ending) {
-  const int64_t parts = parts_of(s);
-  std::vector<Sums<T>> sums(parts - 1);
-#pragma omp parallel for num_threads(loractr_threads) schedule(static) if (parts > 1)
-  for (int64_t part = 0; part < parts; part++) {
-    const int64_t start = first_row(s, part, parts), stop = first_row(s, part + 1, parts);
-    if (part == 0) {
-      backward_of(start, stop, grad, y, x, inner, w, down, up, to, 0, edges, s, ending);
-      continue;
-    }
-    Sums<T>& own = sums[part - 1];
-    const int64_t first = expert_of(start, edges, s.experts);
-    const int64_t last = expert_of(stop - 1, edges, s.experts);
-    const auto into = own.like(to, s, first, last - std::max<int64_t>(first, 0) + 1);
-    backward_of(start, stop, grad, y, x, inner, w, down, up, into, own.first, edges, s, ending);
+void backward(const T* grad, const Values<T>& v, const Gradients<T>& to, const int64_t* edges,
+              const Shape& s, const Ending& ending) {
+  const Parts parts(s);
+  std::vector<Sums<T>> sums(parts.count);
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) if (parts.count > 1)
+  for (int64_t part = 0; part < parts.count; part++) {
+    const int64_t start = parts.start(part), stop = parts.start(part + 1);
+    Gradients<T> into = to;
+    if (part > 0)
+      into = sums[part].like(to, s, expert_of(start, edges, s.experts),
+                             expert_of(stop - 1, edges, s.experts));
+    backward_of(start, stop, parts.block, grad, v, into, edges, s, ending);
   }
-  for (const Sums<T>& own : sums) own.add_to(to, s);
+  for (int64_t part = 1; part < parts.count; part++) sums[part].add_to(to, s);
 }
 
 }  // namespace
@@ -240,7 +251,7 @@ void backward(const T* grad, const T* y, const T* x, const T* inner, const T* w,
       const T* up, T* dx, T* dw, T* dbias, T* ddown, T* dup, T* doffset, const int64_t* edges,   \
       int64_t rows, int64_t wide, int64_t tall, int64_t rank, int64_t experts,                   \
       int64_t rectifies, double scale) {                                                         \
-    backward<T>(grad, y, x, inner, w, down, up, {dx, dw, dbias, ddown, dup, doffset}, edges,     \
+    backward<T>(grad, {y, x, inner, w, down, up}, {dx, dw, dbias, ddown, dup, doffset}, edges,   \
                 {rows, wide, tall, rank, experts}, {rectifies != 0, 0, 0, scale});               \
   }
 

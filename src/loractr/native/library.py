@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -24,11 +24,37 @@ VARIABLE = "LORACTR_KERNELS"
 """Environment variable that makes the choice where nobody calls `use`."""
 
 
+# What each function takes: pointers, int64_t, double.
+SIGNATURES = {
+    "dropout": "ppiiid",
+    "relu_dropout": "piiid",
+    "relu_dropout_backward": "pppid",
+    "adam_tails": "pppiii",
+    "adam_catch_up": "pppppipppiiiddddipi",
+    "adam_step": "pppppipppiiiddddipipppd",
+    "grouped_product": "pppppiiii",
+    "grouped_outer": "pppppiii",
+    "attention": "pppppiiii",
+    "attention_backward": "ppppppppiiii",
+    "cin": "ppppiiiiii",
+    "cin_backward": "ppppppiiiiii",
+    "layer": "pppppppppiiiiiiiid",
+    "layer_backward": "ppppppppppppppiiiiiid",
+    "norm": "ppppiiddppppipp",
+    "norm_backward": "pppppiipppipp",
+    "group_ids": "pipppp",
+    "row_sums": "pppiip",
+    "lazy_adam": "ppppiipppddddd",
+    "rowwise_adagrad": "pppiipppddd",
+    "expert_adam": "pppppiippdddd",
+}
+TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
+
+
 class Library:
-    """Calls compiled functions. A convention instead of a list of signatures: a tensor goes over as
-    a pointer, None as a null pointer, an int as int64_t, a float as double (in the same place
-    always the same), and the name gets the element type of the first tensor: `call("dropout", x,
-    …)` is `dropout_float32(x, …)`.
+    """Calls compiled functions. A tensor goes over as a pointer, None as a null pointer, and the
+    name gets the element type of the first tensor: `call("dropout", x, …)` is
+    `dropout_float32(x, …)`.
 
     Nothing is checked here: who calls has looked at types and layouts (`library_for`) and at
     shapes, and leaves what does not fit to torch's operations, which say what is wrong.
@@ -51,19 +77,15 @@ class Library:
         if threads != self._threads:
             self._functions.use_threads(threads)
             self._threads = threads
-        values = (first, *others)
-        function = self._known.get((name, first.dtype)) or self._learn(name, values, first.dtype)
-        function(*[v.data_ptr() if isinstance(v, Tensor) else v for v in values])
+        function = self._known.get((name, first.dtype)) or self._find(name, first.dtype)
+        function(*[v.data_ptr() if isinstance(v, Tensor) else v for v in (first, *others)])
 
-    def _learn(
-        self, name: str, values: Iterable[Tensor | float | None], dtype: torch.dtype
-    ) -> Callable[..., None]:
-        """The function, told once what it takes: a conversion for every call would cost more."""
+    def _find(self, name: str, dtype: torch.dtype) -> Callable[..., None]:
         function = getattr(self._functions, f"{name}_{str(dtype).removeprefix('torch.')}")
-        function.argtypes, function.restype = [_type(value) for value in values], None
-        known: Callable[..., None] = function
-        self._known[name, dtype] = known
-        return known
+        function.argtypes, function.restype = [TYPES[kind] for kind in SIGNATURES[name]], None
+        found: Callable[..., None] = function
+        self._known[name, dtype] = found
+        return found
 
     def _take_products(self) -> bool:
         """Matrix products come from what torch itself multiplies with, where it can be reached."""
@@ -79,10 +101,10 @@ class Library:
         return True
 
 
-def _type(value: Tensor | float | None) -> type:
-    if value is None or isinstance(value, Tensor):
-        return ctypes.c_void_p
-    return ctypes.c_int64 if isinstance(value, int) else ctypes.c_double
+@cache
+def _opened(path: Path) -> Library:
+    """One for all of a process: how many threads work is known to the compiled code only once."""
+    return Library(path)
 
 
 Used = Library | None | Literal["not chosen"]
@@ -128,8 +150,9 @@ def chosen() -> Choice:
 
 def library_for(*tensors: Tensor) -> Library | None:
     """The compiled library, if it can compute with these tensors: contiguous, in the processor's
-    memory, all float32 or all float64. None while torch traces a graph, too."""
-    if torch.compiler.is_compiling():
+    memory, all float32 or all float64. None while torch traces a graph or transforms a function
+    (torch.func), too."""
+    if torch.compiler.is_compiling() or _looks_inside():
         return None
     kind = tensors[0].dtype
     if kind not in (torch.float32, torch.float64):
@@ -140,6 +163,12 @@ def library_for(*tensors: Tensor) -> Library | None:
         if type(one) not in (Tensor, nn.Parameter):  # a stand-in that has no memory
             return None
     return library()
+
+
+def _looks_inside() -> bool:
+    """Whether torch.jit.trace or torch.func runs this: their tensors cannot be read as memory."""
+    tracing = torch._C._get_tracing_state() is not None
+    return tracing or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @cache
@@ -155,7 +184,7 @@ def by_default() -> Library | None:
         log.info("no compiled kernels here (`loractr kernels build` makes them): torch's are used")
         return None
     try:
-        return Library(path)
+        return _opened(path)
     except OSError as error:
         log.warning(
             "the compiled kernels do not load (%s): torch's are used; `loractr kernels build`"
@@ -168,7 +197,7 @@ def by_default() -> Library | None:
 def _insisted() -> Library:
     path = place()
     try:
-        return Library(path)
+        return _opened(path)
     except OSError as error:
         why = str(error) if path.exists() else f"there is no {path}"
         raise UsageError(

@@ -127,6 +127,7 @@ def configuration(task: Task, method: dict[str, Any]) -> RunConfig:
             "model": {
                 "backbone": "deepfm" if task.net.fm else "mlp",
                 "embedding_size": task.net.embedding_size,
+                "embedding_std": task.net.std,
                 "hidden_sizes": list(task.net.hidden),
             },
             "method": method,

@@ -47,6 +47,8 @@ class Net:
     hidden: tuple[int, ...]
     batch: int
     rate: float = 1e-3
+    std: float = 1e-4
+    """Of the initial vectors: what all three libraries begin with."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class PlainNet(nn.Module):
         super().__init__()
         self.vectors = nn.Embedding(rows, net.embedding_size)
         self.linear = nn.Embedding(rows, 1) if net.fm else None
-        nn.init.normal_(self.vectors.weight, std=0.01)
+        nn.init.normal_(self.vectors.weight, std=net.std)
         widths = [fields * net.embedding_size, *net.hidden, 1]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):

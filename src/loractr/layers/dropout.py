@@ -110,7 +110,7 @@ class Rectifier(NamedTuple):
 
     def draw(self) -> Draw | None:
         """A fresh mask; None where nothing is dropped now."""
-        return draw(self.dropout.p) if self.dropout is not None and self.dropout.acts else None
+        return draw(self.dropout.p) if self.dropout is not None and self.drops else None
 
     @property
     def drops(self) -> bool:

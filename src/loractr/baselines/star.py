@@ -18,7 +18,7 @@ from loractr.layers.dropout import relu_dropout
 from loractr.layers.grouped import look_up
 from loractr.layers.linear import Linear
 from loractr.layers.mlp import MLP, Block
-from loractr.layers.norm import group_moments
+from loractr.layers.norm import group_moments, normed_by_kernels
 from loractr.method import Attached, Network, TrainedOnAllRows
 from loractr.schema import Schema
 
@@ -139,12 +139,16 @@ class PartitionedNorm(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """Each row by its domain's norm."""
-        rest = torch.stack([self.running_mean.mean(0), self.running_var.mean(0)])[:, None]
         trains = self.training and any(p.requires_grad for p in self.parameters())
+        own_weight, own_bias = self.weight * self.own_weight, self.bias + self.own_bias
+        y = normed_by_kernels(x, groups, own_weight, own_bias, self, trains=trains)
+        if y is not None:
+            return y
+        rest = torch.stack([self.running_mean.mean(0), self.running_var.mean(0)])[:, None]
         own = self._of_batch(x, groups) if trains else (self.running_mean, self.running_var)
         mean, variance = torch.cat([rest, torch.stack(own)], 1)
-        weight = torch.cat([self.weight[None], self.weight * self.own_weight])
-        bias = torch.cat([self.bias[None], self.bias + self.own_bias])
+        weight = torch.cat([self.weight[None], own_weight])
+        bias = torch.cat([self.bias[None], own_bias])
         scale = weight * torch.rsqrt(variance + self.eps)
         shift, place = bias - mean * scale, groups.expert + 1
         return torch.addcmul(shift.index_select(0, place), x, scale.index_select(0, place))

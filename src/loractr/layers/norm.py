@@ -2,7 +2,7 @@
 
 import math
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class BatchNorm(nn.Module):
         trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
         if x.shape[0] < 2:  # a branch, not a value: in a compiled graph the size is symbolic
             trains = False
-        kernels = _kernels(x, self)
+        kernels = _kernels(x, self.weight, self.bias, self)
         if kernels is not None:
             runs = (None, torch.tensor([0, x.shape[0]], device=x.device), 1)
             return custom(_Normed, x, self.weight, self.bias, self, runs, trains, kernels)
@@ -77,6 +77,15 @@ class BatchNorm(nn.Module):
         return f"{self.features}, momentum={self.momentum}, eps={self.eps}"
 
 
+class Running(Protocol):
+    """What kernels need of a norm but its weights: (H,), or (E, H) for E groups of rows."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
+    eps: float
+
+
 class _Normed(torch.autograd.Function):
     """Rows in groups, each by the norm of its own group, by compiled kernels; see `NormBank`.
 
@@ -90,7 +99,7 @@ class _Normed(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        norm: "BatchNorm | NormBank",
+        norm: Running,
         runs: tuple[Tensor | None, Tensor, int],
         trains: bool,
         kernels: Library,
@@ -115,10 +124,25 @@ class _Normed(torch.autograd.Function):
         return dx, dweight, dbias, None, None, None, None
 
 
-def _kernels(x: Tensor, norm: "BatchNorm | NormBank") -> Library | None:
+def _kernels(x: Tensor, weight: Tensor, bias: Tensor, norm: Running) -> Library | None:
     """Compiled kernels, if they can normalise x (N, H) so."""
-    kernels = library_for(x, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return kernels if x.dim() == 2 and x.shape[1] == norm.weight.shape[-1] else None
+    kernels = library_for(x, weight, bias, norm.running_mean, norm.running_var)
+    return kernels if x.dim() == 2 and x.shape[1] == weight.shape[-1] else None
+
+
+def normed_by_kernels(
+    x: Tensor, groups: Groups, weight: Tensor, bias: Tensor, norm: Running, *, trains: bool
+) -> Tensor | None:
+    """Each row by its group's norm, see `NormBank`: x (N, H), weight and bias (E, H). None without
+    compiled kernels, and where rows have no group."""
+    kernels = _kernels(x, weight, bias, norm)
+    if kernels is None or torch.compiler.is_compiling():
+        return None
+    runs = groups.runs()
+    whole = groups.expert.shape[0] == x.shape[0] and not groups.offsets[1]
+    if not whole or runs[2] > len(weight):
+        return None
+    return custom(_Normed, x, weight, bias, norm, runs, trains, kernels)
 
 
 class Average(NamedTuple):
@@ -187,10 +211,9 @@ class NormBank(nn.Module):
         trains = self.training and (self.weight.requires_grad or self.bias.requires_grad)
         if torch.compiler.is_compiling():
             return self._masked(x, groups, base, trains=trains)
-        kernels, runs = _kernels(x, self), groups.runs()
-        whole = groups.expert.shape[0] == x.shape[0] and not groups.offsets[1]
-        if kernels is not None and whole and runs[2] <= len(self.weight):
-            return custom(_Normed, x, self.weight, self.bias, self, runs, trains, kernels)
+        y = normed_by_kernels(x, groups, self.weight, self.bias, self, trains=trains)
+        if y is not None:
+            return y
         if not trains and len(self.weight) * ROWS_WORTH_A_CALL > x.shape[0]:
             return self._running(x, groups, base)
         return self._segments(x, groups, base, trains=trains)

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_loader.py [--rounds 9] [--rows 2000000]
 
-Rows of 23 ids, shuffled, in batches of 2,048, read in one process. One thread; README.md says what
-each column means.
+Rows of 23 ids, shuffled, in batches of 2,048, read in one process; last, out of a log in Parquet.
+One thread; README.md says what each column means.
 """
 
 import argparse
@@ -15,18 +15,22 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from csv_file import circumstances, quartiles, write
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from loractr import prepare
 from loractr.batch import Routing
+from loractr.config import parse_config
 from loractr.data.loader import collate
 from loractr.data.order import shuffled
 from loractr.data.rows import Rows
 
 RESULTS = Path(__file__).parent / "results" / "loader.csv"
 FIELDS, DOMAINS, BATCH = 23, 21, 2048
+GROUP, PASSES = 100_000, 10
 ALONE, BY_DOMAIN = Routing(), Routing(divisions=(0,))
 
 
@@ -42,6 +46,22 @@ class RowByRow(Dataset[NDArray[np.float64]]):
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+class RowsOfParquet(IterableDataset[NDArray[np.float64]]):
+    """A row an item as well, of a Parquet file that is read one row group after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.groups = (
+            path,
+            -(-pl.scan_parquet(path).select(pl.len()).collect().item() // GROUP),
+        )
+
+    def __iter__(self) -> Iterator[NDArray[np.float64]]:
+        """Rows, ids and label, in the order of the file."""
+        for number in range(self.groups):
+            group = pl.scan_parquet(self.path).slice(number * GROUP, GROUP).collect()
+            yield from group.to_numpy().astype(np.float64)
 
 
 def encoded(folder: Path, count: int, *, on_disk: bool) -> Rows:
@@ -85,6 +105,50 @@ def seconds(source: Iterator[int], times: int) -> float:
     return (time.perf_counter() - started) / read
 
 
+def from_parquet(folder: Path, count: int, rounds: int) -> list[dict[str, object]]:
+    """From a log in Parquet: prepared once, then read; against rows streamed out of the file."""
+    random, path = np.random.default_rng(0), folder / "log.parquet"
+    columns = {f"field_{n}": random.integers(0, 1000, count, np.int32) for n in range(FIELDS)}
+    label, domain = (
+        random.integers(0, 2, count, np.int8),
+        random.integers(0, DOMAINS, count, np.int8),
+    )
+    log = pl.DataFrame(columns | {"domain": domain, "label": label})
+    log.write_parquet(path, compression="lz4", row_group_size=GROUP)
+    data = {"source": "table", "path": path, "label": {"column": "label"}, "fields": list(columns)}
+    split = {"kind": "random", "fractions": [0.98, 0.01, 0.01]}
+    data |= {"divisions": {"domain": {"column": "domain"}}, "split": split}
+    config = parse_config({"data": data, "method": {"name": "mix"}}).data
+    took: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        rows = (len(batch) for batch in DataLoader(RowsOfParquet(path), batch_size=BATCH))
+        took.setdefault("DataLoader of rows", []).append(seconds(rows, 2 * GROUP // BATCH))
+        started = time.perf_counter()
+        train = prepare(config, folder / f"prepared-{number}").train
+        before = (time.perf_counter() - started) / len(train)
+        once = seconds(batches(train, ALONE, on_disk=True), len(train) // BATCH)
+        took.setdefault("loractr, first pass", []).append(before + once)
+        took.setdefault("loractr, ten passes", []).append(before / PASSES + once)
+    return table_of("parquet", took, rounds)
+
+
+def table_of(place: str, took: dict[str, list[float]], rounds: int) -> list[dict[str, object]]:
+    """Lines of the CSV from the seconds of a row, round by round; the first round warmed up."""
+    lines: list[dict[str, object]] = []
+    peer = took["DataLoader of rows"][1:]
+    for system, found in took.items():
+        ratios = [theirs / ours for theirs, ours in zip(peer, found[1:], strict=True)]
+        line: dict[str, object] = {
+            "rows_in": place,
+            "system": system,
+            "rows_per_second": round(1 / statistics.median(found[1:])),
+            **quartiles("ratio", ratios, 1),
+        }
+        print(*(f"{name}={value}" for name, value in line.items()), flush=True)
+        lines.append(line | circumstances(rounds))
+    return lines
+
+
 def measure(folder: Path, count: int, rounds: int) -> list[dict[str, object]]:
     """All systems in turn."""
     memory, disk = (encoded(folder, count, on_disk=on_disk) for on_disk in (False, True))
@@ -105,19 +169,13 @@ def measure(folder: Path, count: int, rounds: int) -> list[dict[str, object]]:
         for (place, system), source in sources.items():
             times = 20 if system == "DataLoader of rows" else 200
             took[place, system].append(seconds(source, times))
-    lines: list[dict[str, object]] = []
-    for (place, system), found in took.items():
-        peer = took[place, "DataLoader of rows"][1:]
-        ratios = [theirs / ours for theirs, ours in zip(peer, found[1:], strict=True)]
-        line: dict[str, object] = {
-            "rows_in": place,
-            "system": system,
-            "rows_per_second": round(1 / statistics.median(found[1:])),
-            **quartiles("ratio", ratios, 1),
-        }
-        print(*(f"{name}={value}" for name, value in line.items()), flush=True)
-        lines.append(line | circumstances(rounds))
-    return lines
+    return [
+        line
+        for where in ("memory", "disk")
+        for line in table_of(
+            where, {s: t for (place, s), t in took.items() if place == where}, rounds
+        )
+    ]
 
 
 def main() -> None:
@@ -128,7 +186,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        write(given.out, measure(Path(folder), given.rows, given.rounds))
+        lines = measure(Path(folder), given.rows, given.rounds)
+        write(given.out, lines + from_parquet(Path(folder), given.rows, 3))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compiled attention and CIN against torch's operations and finite differences.
+"""Compiled attention, CIN and inner products against torch's operations and finite differences.
 
 That torch's operations are right is shown in tests/layers, against loops of the papers' formulas.
 """
@@ -8,6 +8,7 @@ import torch
 
 from loractr.layers.attention import attend
 from loractr.layers.cin import CIN
+from loractr.layers.fm import fm
 from native.agreement import gap
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -63,3 +64,22 @@ def test_gradients_of_cin_are_those_of_finite_differences(split_half):
     cin = CIN(3, (4, 4, 3), split_half=split_half, generator=torch.Generator().manual_seed(1))
     x = normal(4, 3, 5).requires_grad_()
     assert torch.autograd.gradcheck(cin.double(), x)
+
+
+@pytest.mark.parametrize("dtype", PRECISE)
+@pytest.mark.parametrize(
+    ("rows", "fields", "size"),
+    [
+        (7, 3, 8),
+        (4, 2, 64),
+        (5, 9, 65),
+        (3, 4, 200),
+        (6, 1, 16),
+        (3, 0, 8),
+        (0, 3, 8),
+        (3000, 5, 8),
+    ],
+)
+def test_sums_of_inner_products_agree_with_torchs_operations(rows, fields, size, dtype):
+    # with fewer than two fields the sum is 0, and a gap relative to it would be rounding
+    assert gap(lambda x: 1 + fm(x), normal(rows, fields, size, dtype=dtype)) < 20 * PRECISE[dtype]

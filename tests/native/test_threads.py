@@ -7,6 +7,7 @@ from loractr.batch import Groups
 from loractr.layers.attention import attend
 from loractr.layers.cin import CIN
 from loractr.layers.dropout import Dropout, Rectifier, relu_dropout
+from loractr.layers.fm import fm
 from loractr.layers.grouped import grouped_linear
 from loractr.layers.norm import BatchNorm, NormBank
 from loractr.layers.one_pass import Experts, in_one_pass
@@ -23,6 +24,7 @@ CALLS = {
     "products of groups": lambda x: grouped_linear(x, torch.ones(EXPERTS, 5, 24), GROUPS),
     "attention": lambda x: attend(*[x.view(ROWS, 3, 8)] * 3, 2),
     "cin": lambda x: CIN(3, (6, 4), generator=torch.Generator().manual_seed(1))(x.view(ROWS, 3, 8)),
+    "sums of inner products": lambda x: fm(x.view(ROWS, 3, 8)),
 }
 
 

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from loractr.batch import Batch
 from loractr.errors import ConfigError, UsageError
 from loractr.layers.dropout import Dropout
-from loractr.layers.lookup import Bags, ByRows, Touched, all_ids, look_up, look_up_by_rows
+from loractr.layers.lookup import (
+    Bags,
+    ByRows,
+    Touched,
+    all_ids,
+    look_up,
+    look_up_both,
+    look_up_by_rows,
+)
 from loractr.schema import Field, Schema
 
 
@@ -122,10 +130,12 @@ class Table(ByRows):
                 return look_up(weight, rows, bags)
             return look_up_by_rows(weight, rows, bags, touched, gradient)
 
-        vectors = found("weight", self.weight)
         if self.first_order is None:
-            return vectors, None
-        return vectors, found("first_order", self.first_order).sum((1, 2))
+            return found("weight", self.weight), None
+        if touched is None:
+            return look_up_both(self.weight, self.first_order, rows, bags)
+        linear = found("first_order", self.first_order)
+        return found("weight", self.weight), linear.sum((1, 2))
 
     def _rows(self, ids: Tensor) -> Tensor:
         """(N, F) int32 ids → (N, fields) int64 rows of the table."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from loractr.layers.custom import custom
+from loractr.native import Library, library_for
 
 
 def fm(vectors: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def fm(vectors: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _halves(vectors, vectors.sum(1))
-    return custom(_PairwiseSum, vectors)
+    return custom(_PairwiseSum, vectors, library_for(vectors))
 
 
 def _halves(vectors: Tensor, total: Tensor) -> Tensor:
@@ -31,14 +32,25 @@ class _PairwiseSum(torch.autograd.Function):
     """The same, its gradient Σ_j e_j - e_i written out: autograd's own takes twice as long."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+    def forward(ctx: Any, vectors: Tensor, kernels: Library | None) -> Tensor:
+        ctx.kernels = kernels
+        if kernels is not None:
+            ctx.save_for_backward(vectors)
+            result = vectors.new_empty(vectors.shape[0])
+            kernels.call("fm", vectors, result, *vectors.shape)
+            return result
         total = vectors.sum(1)
         ctx.save_for_backward(vectors, total)
         return _halves(vectors, total)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if ctx.kernels is not None:
+            (vectors,) = ctx.saved_tensors
+            found = torch.empty_like(vectors)
+            ctx.kernels.call("fm_backward", vectors, grad.contiguous(), found, *vectors.shape)
+            return found, None
         vectors, total = ctx.saved_tensors
         result: Tensor = (total[:, None] - vectors).mul_(grad[:, None, None])
-        return result
+        return result, None

@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from loractr.layers.custom import custom
-from loractr.native import library_for
+from loractr.layers.custom import custom, custom_all
+from loractr.native import Library, library_for
 
 MOST_ROWS = 2**31
 """Compiled kernels sort ids below this."""
+
+WORTH_A_CALL = 2**15
+"""Reading so many numbers by a kernel gains more than a call from Python costs."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,11 @@ def look_up(weight: Tensor, rows: Tensor, bags: Bags | None) -> Tensor:
     Returns: (N, F + S, K).
     """
     count, width = rows.shape[0], weight.shape[1]
-    # its backward is two to four times as fast as F.embedding's
-    vectors = weight.index_select(0, rows.flatten()).view(count, rows.shape[1], width)
+    kernels = library_for(weight) if rows.numel() * width >= WORTH_A_CALL else None
+    if kernels is not None and _fits(rows):
+        vectors = custom(_Read, weight, None, rows, kernels)
+    else:  # the backward of index_select takes half the time of F.embedding's
+        vectors = weight.index_select(0, rows.flatten()).view(count, rows.shape[1], width)
     if bags is None:
         return vectors
     if torch.compiler.is_exporting():
@@ -158,6 +164,22 @@ def look_up(weight: Tensor, rows: Tensor, bags: Bags | None) -> Tensor:
         )
     pooled = pooled.view(bags.fields, count, width).transpose(0, 1)
     return torch.cat([vectors, pooled], 1) if rows.shape[1] else pooled
+
+
+def look_up_both(
+    weight: Tensor, linear: Tensor, rows: Tensor, bags: Bags | None
+) -> tuple[Tensor, Tensor]:
+    """`look_up` in `weight` (V, K), and its sum over the fields in `linear` (V, 1): (N,)."""
+    kernels = library_for(weight, linear)
+    if kernels is not None and bags is None and _fits(rows) and len(weight) == len(linear):
+        vectors, terms = custom_all(_Read, weight, linear, rows, kernels)
+        return vectors, terms
+    return look_up(weight, rows, bags), look_up(linear, rows, bags).sum((1, 2))
+
+
+def _fits(rows: Tensor) -> bool:
+    """Whether kernels can read these as rows of a table."""
+    return rows.dtype == torch.int64 and rows.device.type == "cpu" and rows.is_contiguous()
 
 
 def look_up_by_rows(
@@ -211,6 +233,39 @@ class _LookUp(torch.autograd.Function):
             values = torch.cat([values, shares.repeat_interleave(sizes, 0)])
         ctx.gradient.add(ctx.touched, values)
         return (None,) * 5
+
+
+class _Read(torch.autograd.Function):
+    """Rows of a table (V, K), with the sums of `linear` (V, 1) where that is given, and the
+    gradients of the whole tables, by compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, linear: Tensor | None, rows: Tensor, kernels: Library
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        sizes = (len(weight), *rows.shape, weight.shape[1])
+        vectors = weight.new_empty(sizes[1:])
+        terms = None if linear is None else weight.new_empty(len(rows))
+        missing = torch.empty(1, dtype=torch.int64)
+        kernels.call("look_up", weight, linear, rows, vectors, terms, *sizes, missing)
+        if missing:
+            weight.index_select(0, rows.flatten())  # says which is missing
+        ctx.kernels, ctx.sizes = kernels, sizes
+        ctx.save_for_backward(rows)
+        return vectors if terms is None else (vectors, terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, of_terms: Tensor | None = None) -> tuple[Any, ...]:
+        (rows,) = ctx.saved_tensors
+        size, _, _, width = ctx.sizes
+        wanted = ctx.needs_input_grad
+        sums = grad.new_empty(size, width) if wanted[0] else None
+        linear = grad.new_empty(size, 1) if wanted[1] else None
+        of_terms = None if of_terms is None else of_terms.contiguous()
+        given = (grad.contiguous(), of_terms, rows, sums, linear)
+        ctx.kernels.call("look_up_backward", *given, *ctx.sizes)
+        return sums, linear, None, None
 
 
 def _means(weight: Tensor, values: Tensor, offsets: Tensor, bags: int) -> Tensor:

@@ -1,4 +1,5 @@
-// Interactions of the fields of a row: attention of AutoInt, what stands between CIN's products.
+// Interactions of the fields of a row: attention of AutoInt, what stands between CIN's products, sums
+// of inner products.
 #include "kernels.h"
 
 namespace {
@@ -149,6 +150,54 @@ void cin_backward(const T* h, const T* first, const T* dpairs, const T* dpooled,
   }
 }
 
+constexpr int64_t BLOCK = 64;  // elements of a vector that are summed together
+
+// Of e (rows, fields, size): half the sum over the elements of (sum of all fields)^2 - sum of squares.
+template <class T>
+void pairwise(const T* e, T* out, int64_t rows, int64_t fields, int64_t size) {
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) \
+    if (rows * fields * size > MIN_PARALLEL)
+  for (int64_t n = 0; n < rows; n++) {
+    T found = 0;
+    for (int64_t start = 0; start < size; start += BLOCK) {
+      const int64_t width = std::min(BLOCK, size - start);
+      T total[BLOCK] = {}, squares = 0;
+      for (int64_t i = 0; i < fields; i++) {
+        const T* own = e + (n * fields + i) * size + start;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t c = 0; c < width; c++) {
+          total[c] += own[c];
+          squares += own[c] * own[c];
+        }
+      }
+      T square = 0;
+#pragma omp simd reduction(+ : square)
+      for (int64_t c = 0; c < width; c++) square += total[c] * total[c];
+      found += square - squares;
+    }
+    out[n] = found / 2;
+  }
+}
+
+// Its gradient: g times the sum of all other fields.
+template <class T>
+void pairwise_backward(const T* e, const T* g, T* de, int64_t rows, int64_t fields, int64_t size) {
+#pragma omp parallel for num_threads(loractr_threads) schedule(static) \
+    if (rows * fields * size > MIN_PARALLEL)
+  for (int64_t n = 0; n < rows; n++)
+    for (int64_t start = 0; start < size; start += BLOCK) {
+      const int64_t width = std::min(BLOCK, size - start), at = n * fields * size + start;
+      T total[BLOCK] = {};
+      for (int64_t i = 0; i < fields; i++)
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) total[c] += e[at + i * size + c];
+      for (int64_t i = 0; i < fields; i++)
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++)
+          de[at + i * size + c] = g[n] * (total[c] - e[at + i * size + c]);
+    }
+}
+
 }  // namespace
 
 #define EXPORT(T, S)                                                                             \
@@ -176,6 +225,13 @@ void cin_backward(const T* h, const T* first, const T* dpairs, const T* dpooled,
                                    int64_t from, int64_t fields) {                               \
     cin_backward<T>(h, first, dpairs, dpooled, dh, dfirst, rows, elements, width, onward, from,  \
                     fields);                                                                     \
+  }                                                                                              \
+  extern "C" void fm_##S(const T* e, T* out, int64_t rows, int64_t fields, int64_t size) {       \
+    pairwise(e, out, rows, fields, size);                                                        \
+  }                                                                                              \
+  extern "C" void fm_backward_##S(const T* e, const T* g, T* de, int64_t rows, int64_t fields,   \
+                                  int64_t size) {                                                \
+    pairwise_backward(e, g, de, rows, fields, size);                                             \
   }
 
 EXPORT(float, float32)

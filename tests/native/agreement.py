@@ -12,10 +12,12 @@ def gap(function: Callable[..., Tensor], *inputs: Tensor) -> float:
     """Largest difference between compiled and torch's kernels in the result and in the gradients of
     all inputs, relative to the largest number of each."""
     found = [_results(kind, function, inputs) for kind in ("native", "torch")]
-    return max(
-        ((one - other).abs().max() / other.abs().max().clamp(min=1e-30)).item() if len(one) else 0.0
+    gaps = [
+        (one - other).abs().max() / other.abs().max().clamp(min=1e-30)
         for one, other in zip(*found, strict=True)
-    )
+        if len(one)
+    ]
+    return torch.stack(gaps).max().item() if gaps else 0.0  # not a number, if one of them is none
 
 
 def _results(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from loractr import native
+from loractr.baselines.star import PartitionedNorm
 from loractr.batch import Groups
 from loractr.layers.norm import BatchNorm, NormBank
 from native.agreement import gap
@@ -102,3 +103,23 @@ def test_gradients_are_those_of_finite_differences(ids):
     weights = [w.detach().clone().requires_grad_() for w in (bank.weight, bank.bias)]
     x = normal(len(ids), 3).requires_grad_()
     assert torch.autograd.gradcheck(applied(bank, groups, BatchNorm(3).double()), [x, *weights])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_stars_partitioned_norm_agrees_with_torchs(rows, training):
+    groups = Groups.of(torch.tensor(rows, dtype=torch.int64), EXPERTS)
+    norm = moved(PartitionedNorm(5, EXPERTS), torch.float64).train(training)
+    names = [name for name, _ in norm.named_parameters()]
+    moments = {}
+
+    def function(x, *weights):
+        fresh = copy.deepcopy(norm)
+        y = torch.func.functional_call(fresh, dict(zip(names, weights, strict=True)), (x, groups))
+        moments[native.chosen()] = [fresh.running_mean, fresh.running_var]
+        return y
+
+    x = 3 * normal(len(rows), 5, seed=7) + 20
+    assert gap(function, x, *(w.detach() for w in norm.parameters())) < 1e-9
+    for one, other in zip(moments["native"], moments["torch"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

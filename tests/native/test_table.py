@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from loractr import native
+from loractr.layers import lookup
 from loractr.layers.lookup import Bags, look_up, look_up_both
 from native.agreement import gap
 
@@ -34,7 +35,8 @@ def side_by_side(rows):
 
 @pytest.mark.parametrize("width", [1, 8, 16, 40])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_both_kinds_of_kernels_read_alike(rows, width):
+def test_both_kinds_of_kernels_read_alike(rows, width, monkeypatch):
+    monkeypatch.setattr(lookup, "WORTH_A_CALL", 0)
     weight, linear = normal(SIZE, width), normal(SIZE, 1, seed=1)
     assert gap(side_by_side(rows), weight, linear) < 1e-12
     assert gap(side_by_side(rows), weight.float(), linear.float()) < 1e-4
@@ -63,18 +65,32 @@ def test_a_frozen_table_gets_no_gradient(trains):
     tables = {"weight": normal(SIZE, 5), "linear": normal(SIZE, 1)}
     tables[trains].requires_grad_()
     vectors, terms = look_up_both(tables["weight"], tables["linear"], ROWS["repeated"], None)
+    assert vectors.requires_grad == (trains == "weight")  # nothing is computed for a frozen one
+    assert terms.requires_grad == (trains == "linear")
     (vectors.sum() + terms.sum()).backward()
     reads = torch.bincount(ROWS["repeated"].flatten(), minlength=SIZE).double()[:, None]
     assert torch.equal(tables.pop(trains).grad, reads.expand(-1, 5 if trains == "weight" else 1))
     assert next(iter(tables.values())).grad is None
 
 
+@pytest.mark.parametrize("used", [0, 1])
+def test_a_table_of_which_nothing_is_made_has_no_gradient(used):
+    tables = [normal(SIZE, width).requires_grad_() for width in (5, 1)]
+    look_up_both(*tables, ROWS["repeated"], None)[used].sum().backward()
+    reads = torch.bincount(ROWS["repeated"].flatten(), minlength=SIZE).double()[:, None]
+    assert torch.equal(tables[used].grad, reads.expand_as(tables[used]))
+    assert tables[1 - used].grad is None
+
+
 def test_the_linear_terms_of_sequences_are_those_of_two_lookups():
     bags = Bags(torch.tensor([4, 1, 1]), torch.tensor([0, 2, 2, 3, 3]), 1)
     weight, linear, rows = normal(SIZE, 5), normal(SIZE, 1), ROWS["repeated"]
     vectors, terms = look_up_both(weight, linear, rows, bags)
-    assert torch.equal(vectors, look_up(weight, rows, bags))
-    assert torch.equal(terms, look_up(linear, rows, bags).sum((1, 2)))
+    means = [[4, 1], [], [1], []]
+    for n, ids in enumerate(means):
+        share = sum((linear[i] for i in ids), torch.zeros(1).double()) / max(len(ids), 1)
+        torch.testing.assert_close(terms[n], (linear[rows[n]].sum() + share).squeeze())
+        torch.testing.assert_close(vectors[n, :2], weight[rows[n]])
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])

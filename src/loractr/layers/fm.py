@@ -21,7 +21,7 @@ def fm(vectors: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _halves(vectors, vectors.sum(1))
-    return custom(_PairwiseSum, vectors, library_for(vectors))
+    return custom(_PairwiseSum, vectors, library_for(vectors) if vectors.dim() == 3 else None)
 
 
 def _halves(vectors: Tensor, total: Tensor) -> Tensor:

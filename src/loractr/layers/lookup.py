@@ -48,7 +48,7 @@ class Touched:
             rows, counts = torch.unique_consecutive(ids, return_counts=True)
             return Touched(rows, order, F.pad(counts.cumsum(0), (1, 0)))
         order, rows, edges = (ids.new_empty(len(ids) + n, dtype=torch.int64) for n in (0, 0, 1))
-        count = torch.empty(1, dtype=torch.int64)
+        count = order.new_empty(1)
         kernels.call("group_ids", ids.contiguous(), len(ids), order, edges, rows, count)
         distinct = int(count)
         return Touched(rows[:distinct], order, edges[: distinct + 1])
@@ -149,8 +149,8 @@ def look_up(weight: Tensor, rows: Tensor, bags: Bags | None) -> Tensor:
     Returns: (N, F + S, K).
     """
     count, width = rows.shape[0], weight.shape[1]
-    kernels = library_for(weight) if rows.numel() * width >= WORTH_A_CALL else None
-    if kernels is not None and _fits(rows):
+    kernels = library_for(weight)  # asked before the sizes: a graph must not depend on those
+    if kernels is not None and _fits(rows) and rows.numel() * width >= WORTH_A_CALL:
         vectors = custom(_Read, weight, None, rows, kernels)
     else:  # the backward of index_select takes half the time of F.embedding's
         vectors = weight.index_select(0, rows.flatten()).view(count, rows.shape[1], width)
@@ -171,7 +171,8 @@ def look_up_both(
 ) -> tuple[Tensor, Tensor]:
     """`look_up` in `weight` (V, K), and its sum over the fields in `linear` (V, 1): (N,)."""
     kernels = library_for(weight, linear)
-    if kernels is not None and bags is None and _fits(rows) and len(weight) == len(linear):
+    fits = bags is None and _fits(rows) and linear.shape == (len(weight), 1)
+    if kernels is not None and fits:
         vectors, terms = custom_all(_Read, weight, linear, rows, kernels)
         return vectors, terms
     return look_up(weight, rows, bags), look_up(linear, rows, bags).sum((1, 2))
@@ -179,7 +180,8 @@ def look_up_both(
 
 def _fits(rows: Tensor) -> bool:
     """Whether kernels can read these as rows of a table."""
-    return rows.dtype == torch.int64 and rows.device.type == "cpu" and rows.is_contiguous()
+    plain = type(rows) is Tensor and rows.device.type == "cpu" and rows.is_contiguous()
+    return plain and rows.dim() == 2 and rows.dtype == torch.int64
 
 
 def look_up_by_rows(
@@ -246,25 +248,37 @@ class _Read(torch.autograd.Function):
         sizes = (len(weight), *rows.shape, weight.shape[1])
         vectors = weight.new_empty(sizes[1:])
         terms = None if linear is None else weight.new_empty(len(rows))
-        missing = torch.empty(1, dtype=torch.int64)
+        missing = rows.new_empty(1)
         kernels.call("look_up", weight, linear, rows, vectors, terms, *sizes, missing)
         if missing:
-            weight.index_select(0, rows.flatten())  # says which is missing
+            weight.index_select(0, rows.flatten())  # raises
         ctx.kernels, ctx.sizes = kernels, sizes
         ctx.save_for_backward(rows)
+        ctx.set_materialize_grads(False)
+        found = ((vectors, 0),) if terms is None else ((vectors, 0), (terms, 1))
+        ctx.mark_non_differentiable(*(y for y, own in found if not ctx.needs_input_grad[own]))
         return vectors if terms is None else (vectors, terms)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, of_terms: Tensor | None = None) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, grad: Tensor | None, of_terms: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """None for what nothing was made of: a gradient of zeros would move the table by decay."""
         (rows,) = ctx.saved_tensors
         size, _, _, width = ctx.sizes
-        wanted = ctx.needs_input_grad
-        sums = grad.new_empty(size, width) if wanted[0] else None
-        linear = grad.new_empty(size, 1) if wanted[1] else None
-        of_terms = None if of_terms is None else of_terms.contiguous()
-        given = (grad.contiguous(), of_terms, rows, sums, linear)
-        ctx.kernels.call("look_up_backward", *given, *ctx.sizes)
+        sums = linear = None
+        if of_terms is not None:
+            of_terms = of_terms.contiguous()
+            linear = of_terms.new_empty(size, 1)
+        if grad is not None:
+            grad = grad.contiguous()
+            sums = grad.new_empty(size, width)
+        elif of_terms is not None:
+            grad = of_terms.new_empty(0)  # is never read, but tells the type
+        if grad is not None:
+            given = (grad, of_terms, rows, sums, linear)
+            ctx.kernels.call("look_up_backward", *given, *ctx.sizes)
         return sums, linear, None, None
 
 

@@ -10,12 +10,12 @@ constexpr int64_t AHEAD = 12;  // rows asked for before their turn: tables are l
 constexpr int64_t CHUNK = 256;  // rows that a thread takes at a time
 constexpr int64_t WIDE = 256;  // numbers of a row that is a piece of work by itself
 
-template <class T>
+template <class T, int WRITES = 1>
 void fetch(const T* table, int64_t row, int64_t width) {
   if (table == nullptr) return;
   const char *at = reinterpret_cast<const char*>(table + row * width);
   const char *end = reinterpret_cast<const char*>(table + (row + 1) * width);
-  for (; at < end; at += 64) __builtin_prefetch(at, 1);
+  for (; at < end; at += 64) __builtin_prefetch(at, WRITES);
 }
 
 // A gradient by rows. The u-th row's is `scale` times the sum of values[order[n]] over the n from

@@ -21,7 +21,7 @@ void read(const T* table, const T* linear, const int64_t* ids, T* out, T* terms,
         lost++;
         continue;
       }
-      if (later >= 0 && later < size) fetch(table, later, width);
+      if (later >= 0 && later < size) fetch<T, 0>(table, later, width);
       const T* from = table + row * width;
       for (int64_t c = 0; c < width; c++) out[at * width + c] = from[c];
       if (linear) sum += linear[row];

@@ -209,7 +209,7 @@ def test_it_compiles_to_one_graph_for_batches_of_any_size(name):
     made = model(name).eval()
     compiled = torch.compile(made, fullgraph=True, backend="eager", dynamic=True)
     for rows in (6, 9, 20_000):  # the last one is read by other kernels, where they are built
-        torch.testing.assert_close(compiled(batch(rows)), made(batch(rows)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(compiled(batch(rows)), made(batch(rows)))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -220,5 +220,4 @@ def test_it_exports_strictly_with_a_dynamic_number_of_rows(name):
         shapes[leaf] = {0: torch.export.Dim.AUTO}
     exported = torch.export.export(made, (rows,), dynamic_shapes=shapes, strict=True).module()
     for count in (2, 13, 20_000):
-        found, expected = (f(batch(count, seed=1)) for f in (exported, made))
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(exported(batch(count, seed=1)), made(batch(count, seed=1)))

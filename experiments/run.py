@@ -27,7 +27,7 @@ from table import write_readme
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a thread for each run
 
-from loractr.artifact.layout import Contents
+from loractr.artifact.layout import MANIFEST, Contents
 from loractr.config import parse_config
 from loractr.environment import cache_folder
 from loractr.errors import ConfigError
@@ -126,10 +126,13 @@ class Queue:
         return [Task(shown, values, target, parts, self._kept(cell, seed) if keep else None)]
 
     def _made(self, cell: Cell, seed: int) -> bool:
-        """Whether the cache has the artifact of the chosen setting's run, and this version of
-        loractr reads it."""
+        """Whether the cache has the artifact that the JSON of the chosen setting's run names, and
+        this version of loractr reads it."""
         settings, kept = cell.choice(), self._kept(cell, seed)
         if settings is None or read(kept / MADE_BY) != cell.config(settings, seed):
+            return False
+        manifest, told = read(kept / "artifact" / MANIFEST), read(cell.result(seed))
+        if not manifest or not told or manifest.get("base") != told.get("artifact"):
             return False
         try:
             parse_config(read(kept / "artifact" / "config.json") or {})

@@ -68,10 +68,16 @@ def try_all(plan: Plan, arm: str = "mix", variant: str | None = None) -> None:
         write(path, cell.chooser.config(point, 0), 0.5 + place / 100)
 
 
+def digest(seed: int) -> str:
+    """Of the artifact of a seed's run, as `keep` leaves it."""
+    return f"{seed}" * 64
+
+
 def run_seeds(plan: Plan, arm: str, aucs: list[float], variant: str | None = None) -> None:
     cell = plan.cell(arm, variant)
     for seed, auc in enumerate(aucs):
-        write(cell.result(seed), cell.config(cell.choice() or {}, seed), auc)
+        more = {"artifact": digest(seed)} if cell.start is None else {"start_from": digest(seed)}
+        write(cell.result(seed), cell.config(cell.choice() or {}, seed), auc, **more)
 
 
 def test_a_grid_is_every_combination_in_the_order_of_the_plan(tmp_path):
@@ -172,6 +178,7 @@ def keep(plan: Plan, arm: str, seed: int) -> Path:
     (folder / runner.MADE_BY).write_text(config)
     (folder / "artifact").mkdir()
     (folder / "artifact" / "config.json").write_text(config)
+    (folder / "artifact" / "manifest.json").write_text(json.dumps({"base": digest(seed)}))
     return folder
 
 
@@ -217,18 +224,31 @@ def test_an_artifact_that_this_version_cannot_read_is_made_again(tmp_path):
     assert "mix_seed-1" in names(queue(plan, ["retune"]).open())
 
 
+@pytest.mark.parametrize("told", [{}, {"artifact": "f" * 64}], ids=["none", "another"])
+def test_a_kept_artifact_that_is_not_the_one_of_the_runs_json_is_made_again(told, tmp_path):
+    """Else what starts from it would tell of a start that no JSON knows, and be made for ever."""
+    plan = made(tmp_path)
+    try_all(plan)
+    run_seeds(plan, "mix", [0.6, 0.61, 0.62])
+    for seed in (0, 1, 2):
+        keep(plan, "mix", seed)
+    mix = plan.cell("mix")
+    write(mix.result(1), mix.config(mix.choice(), 1), 0.6, **told)
+    assert names(queue(plan, ["retune"]).open()) == ["retune_seed-0", "mix_seed-1", "retune_seed-2"]
+
+
 def test_a_run_is_made_again_once_its_start_is_another(tmp_path):
     plan = made(tmp_path)
     try_all(plan)
     run_seeds(plan, "mix", [0.6, 0.61, 0.62])
     for seed in (0, 1, 2):
         keep(plan, "mix", seed)
-    mix, retune = plan.cell("mix"), plan.cell("retune")
-    for seed in (0, 1, 2):
-        write(retune.result(seed), retune.config({}, seed), 0.7, start_from=f"{seed}" * 64)
-        write(mix.result(seed), mix.config(mix.choice(), seed), 0.6, artifact=f"{seed}" * 64)
+    mix = plan.cell("mix")
+    run_seeds(plan, "retune", [0.7, 0.7, 0.7])
     assert queue(plan).open() == []
     write(mix.result(1), mix.config(mix.choice(), 1), 0.6, artifact="f" * 64)
+    kept = plan.folder / "cache" / plan.folder.name / mix.run(1)
+    (kept / "artifact" / "manifest.json").write_text(json.dumps({"base": "f" * 64}))
     assert names(queue(plan).open()) == ["retune_seed-1"]
     assert "| retune | – | 0.7000 ± 0.0000 | 0.3000 ± 0.0000 | 1,234 | 2 | 2 |" in tables.tables(
         plan

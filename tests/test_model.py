@@ -5,10 +5,10 @@ from torch.utils._pytree import tree_leaves
 from loractr.adapters import adapted
 from loractr.backbones import BACKBONES, ModelConfig
 from loractr.batch import Bag, Batch, Route
-from loractr.config import RunConfig
+from loractr.config import METHODS, RunConfig
 from loractr.errors import UsageError
 from loractr.layers.dropout import Dropout
-from loractr.model import CTRModel, build, build_plain
+from loractr.model import CTRModel, build, build_plain, count_parameters
 from loractr.schema import Division, Field, Schema
 
 GENDER = Division(name="gender", column="gender", domains=("F", "M"))
@@ -221,3 +221,47 @@ def test_it_exports_strictly_with_a_dynamic_number_of_rows(name):
     exported = torch.export.export(made, (rows,), dynamic_shapes=shapes, strict=True).module()
     for count in (2, 13, 20_000):
         torch.testing.assert_close(exported(batch(count, seed=1)), made(batch(count, seed=1)))
+
+
+@pytest.mark.parametrize("position", ["after_activation", "shared_path"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_dropout_of_a_fresh_model_has_the_models_rate_and_place(name, position):
+    """What `set_dropout` sets at the start of a stage is what was built; none is left out or
+    stands elsewhere."""
+    divisions = ["gender", "age"] if name.startswith("multilora") else ["gender"]
+    config = run_config(
+        {"name": name, "divisions": divisions},
+        model={"hidden_sizes": [16, 16], "dropout": 0.25, "dropout_position": position},
+    )
+    backbone = build(config, schema()).backbone
+    found = {place: m for place, m in backbone.named_modules() if isinstance(m, Dropout)}
+    assert found
+    assert {module.p for module in found.values()} == {0.25}
+    early = ("linear.dropout", "linear.base.dropout", "before")
+    for place in found:
+        if not place.startswith("tower.main."):  # STAR's layers hold theirs in one place for both
+            assert place.endswith(early) == (position == "shared_path"), place
+
+
+def test_what_copies_of_the_shared_model_have_of_their_own_is_what_they_train():
+    """PLATE's three parts that domains tune: 2 prompts, the network of the user's, linear terms."""
+    config = run_config({"name": "plate", "prompts": 3, "prompt_sizes": [2]})
+    made = build(config, schema())
+    front = 2 * 16 + 3 * 16 + (16 * 2 + 2) + (2 * 3 + 3)
+    linear = 11 + 7 + 5 + 6 + 1
+    one = made.parameter_counts()
+    assert count_parameters(config, made, 2) == {
+        "total": one["total"] + 2 * (front + linear),
+        "embedding": one["embedding"] + 2 * linear,
+        "backbone": one["backbone"] + 2 * front,
+        "adapters": 0,
+    }
+
+
+@pytest.mark.parametrize(("name", "times"), [("mix", 1), ("single", 2), ("finetune", 3)])
+def test_whole_models_of_domains_are_counted_whole(name, times):
+    config = run_config({"name": name})
+    made = build(config, schema())
+    owners = len(config.method.owners(schema()))
+    expected = {part: times * count for part, count in made.parameter_counts().items()}
+    assert count_parameters(config, made, owners) == expected

@@ -92,6 +92,12 @@ class Method(Record):
         """Whether each domain gets a whole model, and whether it starts fresh or from the base."""
         return "none"
 
+    def owners(self, schema: Schema) -> tuple[str, ...]:
+        """The domains that get a whole model, known to a fitted schema; UsageError as `natural`."""
+        if self.domain_models == "none":
+            return ()
+        return schema.division(self.natural(schema)).domains
+
     def natural(self, schema: Schema) -> str:
         """The division it works on, where one is enough.
 

@@ -1,6 +1,6 @@
 """`CTRModel`: embedding, backbone, head; `build` makes one from configuration and schema."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from loractr.layers.embedding import Embedding
 from loractr.layers.linear import Linear
 from loractr.method import ALL_ROWS, Front, Method
 from loractr.schema import Schema
-from loractr.stage import Precision
+from loractr.stage import Precision, Stage, matches
 
 
 class CTRModel(nn.Module):
@@ -84,26 +84,29 @@ class CTRModel(nn.Module):
             if isinstance(module, Linear) and id(module.weight) not in own:
                 module.rounds = precision == "bfloat16"
 
-    def parameter_counts(self) -> dict[str, int]:
+    def parameter_counts(self, stages: Sequence[Stage] | None = None) -> dict[str, int]:
         """Numbers of parameters: total = embedding + backbone (head included) + adapters.
 
         A frozen pretrained table counts as embedding. A layer that wraps another one as its `base`
-        is an adapter: what it holds besides the base counts as adapters.
+        is an adapter: what it holds besides the base counts as adapters. With `stages`, only what
+        these train is counted.
         """
-        embedding = _count([*self.embedding.parameters(), *self.embedding.frozen()])
-        wrapped, front = _count(_adapter_parameters(self.backbone)), 0
-        if self.front is not None:
-            front = _count(list(self.front.parameters()))
-        mixer = front if self.front is not None and self.front.mixes else 0
-        adapters = wrapped + mixer
-        shared = _count([*self.backbone.parameters(), *self.head.parameters()]) + front
-        backbone = shared - adapters
-        return {
-            "total": embedding + backbone + adapters,
-            "embedding": embedding,
-            "backbone": backbone,
-            "adapters": adapters,
+        counted = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if stages is None or any(matches(name, stage.trains) for stage in stages)
         }
+        adapters = {id(parameter) for parameter in _adapter_parameters(self.backbone)}
+        if self.front is not None and self.front.mixes:
+            adapters |= {id(parameter) for parameter in self.front.parameters()}
+        counts = {"total": 0, "embedding": 0, "backbone": 0, "adapters": 0}
+        for name, parameter in counted.items():
+            tables = name.startswith("embedding.")
+            part = "adapters" if id(parameter) in adapters else "backbone"
+            counts["embedding" if tables else part] += parameter.numel()
+        if stages is None:
+            counts["embedding"] += sum(table.numel() for table in self.embedding.frozen())
+        return counts | {"total": sum(counts.values())}
 
 
 def build(
@@ -130,6 +133,22 @@ def build(
     places = tuple(EVERY if name == ALL_ROWS else names.index(name) for name in made.divisions)
     model.routing = Routing(divisions=places, mixed=made.mixed)
     return model
+
+
+def count_parameters(config: RunConfig, model: CTRModel, owners: int) -> dict[str, int]:
+    """`parameter_counts` of all that a run makes.
+
+    Args:
+        config: The run.
+        model: The shared model, or one of its shape.
+        owners: How many domains have a model of their own. Of one that starts as a copy of the
+            shared model, what its stages train is counted: it shares all else.
+    """
+    whole = model.parameter_counts()
+    fresh = config.method.domain_models == "fresh"
+    own = whole if fresh else model.parameter_counts(config.domain_stages("", ""))
+    shared = 1 if config.stages() else 0
+    return {part: shared * whole[part] + owners * own[part] for part in whole}
 
 
 def build_plain(
@@ -170,10 +189,6 @@ def build_plain(
         embedding_dropout=config.embedding_dropout,
         generator=generator,
     )
-
-
-def _count(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)
 
 
 def _adapter_parameters(backbone: nn.Module) -> list[Tensor]:

@@ -26,6 +26,7 @@ from loractr.data.store import Prepared
 from loractr.environment import cache_folder, differences, environment, threads
 from loractr.errors import CheckpointError, UsageError, some
 from loractr.evaluation import Metrics, evaluate
+from loractr.model import count_parameters
 from loractr.predict import assembled_logits, tabulate
 from loractr.search import match_parameters
 from loractr.stage import Stage
@@ -156,7 +157,7 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
         "schema": data.schema.model_dump(mode="json"),
         "rows": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
         "hidden_sizes": list(config.model.hidden_sizes),
-        "parameters": model.parameter_counts(),
+        "parameters": count_parameters(config, model, len(config.method.owners(data.schema))),
         "stages": [stage.name for stage in recipe],
         "rows_per_second": speed,
         "seconds_per_epoch": epoch,
@@ -306,7 +307,7 @@ def _conclude(
     summary = {
         **{name: found.as_dict() for name, found in metrics.items()},
         "selection": _selection(trained),
-        "parameters": _parameters(trained, shared=bool(config.stages())),
+        "parameters": _parameters(config, trained),
         "seconds": seconds,
         "rows_per_second": _by_stage(trained, "rows_per_second", statistics.mean),
         "optimizer": {stage.stage: stage.optimizer for stage in trained.results},
@@ -353,12 +354,10 @@ def _origin(config: RunConfig, base: Base | None) -> dict[str, str] | None:
     return None if base is None else {"path": str(config.start_from), "sha256": base.digest}
 
 
-def _parameters(trained: Trained, *, shared: bool) -> dict[str, Any]:
+def _parameters(config: RunConfig, trained: Trained) -> dict[str, Any]:
     """Numbers of parameters of everything that was trained: the shared model, each domain's own."""
-    models = [trained.model] if shared else []
-    counts = [model.parameter_counts() for model in (*models, *trained.domain_models.values())]
-    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
-    return {**totals, "trainable_by_stage": _by_stage(trained, "trainable", sum)}
+    counts = count_parameters(config, trained.model, len(trained.domain_models))
+    return {**counts, "trainable_by_stage": _by_stage(trained, "trainable", sum)}
 
 
 def _by_stage(trained: Trained, name: str, over_fits: Callable[[list[Any]], Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from loractr.config import RunConfig
 from loractr.errors import AdapterError, ConfigError
-from loractr.model import build
+from loractr.model import build, count_parameters
 from loractr.schema import Schema
 
 HALVINGS = 60
@@ -29,9 +29,9 @@ def match_parameters(
     Counted are all weights but the embeddings (tables and linear term): backbone and output,
     adapters, mixers, what domains have of their own. They are summed over all models that the
     method makes: D for `single`, the shared one and D copies for `finetune` (which makes none for a
-    domain without validation rows; the schema does not know of such). Embeddings are left out
-    because no hidden size can make up for them: `single` has D times the tables of `mix`, often
-    more than all else together.
+    domain without validation rows; the schema does not know of such), the shared one and D times
+    the prompts for `plate`. Embeddings are left out because no hidden size can make up for them:
+    `single` has D times the tables of `mix`, often more than all else together.
 
     Whatever follows the hidden sizes is scaled with them, such as ranks by a divisor, or towers and
     experts at their defaults. What has a size of its own in the configuration keeps it.
@@ -71,7 +71,7 @@ class _Networks:
         self.config = config
         self.schema = schema
         self.pretrained = pretrained
-        self.models = _models(config, schema)
+        self.owners = len(config.method.owners(schema))
         self.known: dict[tuple[int, ...], int | AdapterError] = {}
 
     def sizes(self, factor: float) -> tuple[int, ...]:
@@ -109,16 +109,8 @@ class _Networks:
                 model = build(self.scaled(factor), self.schema, pretrained=self.pretrained)
         except AdapterError as error:
             return error
-        counts = model.parameter_counts()
-        return self.models * (counts["total"] - counts["embedding"])
-
-
-def _models(config: RunConfig, schema: Schema) -> int:
-    """How many whole models the method makes: the shared one, one per domain, or both."""
-    shared = 1 if config.stages() else 0
-    if config.method.domain_models == "none":
-        return shared
-    return shared + len(schema.division(config.method.natural(schema)).domains)
+        counts = count_parameters(self.config, model, self.owners)
+        return counts["total"] - counts["embedding"]
 
 
 def _around(networks: _Networks, target: int) -> tuple[float, float]:

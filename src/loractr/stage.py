@@ -1,5 +1,7 @@
 """A training recipe is a tuple of stages, run in order by one loop (`training.fit`). Plain data."""
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -138,3 +140,12 @@ class Stage(Settings):
     inherits: Literal["none", "domains", "cells"] = "none"
     """Norms that begin the stage as copies: those of the domains of `division` from the shared
     norm, or those of cells from the first division's domains."""
+
+
+def matches(name: str, globs: Iterable[str]) -> bool:
+    """Whether `name` is chosen: the last glob that matches decides, `!glob` takes away."""
+    chosen = False
+    for glob in globs:
+        if fnmatchcase(name, glob.removeprefix("!")):
+            chosen = not glob.startswith("!")
+    return chosen

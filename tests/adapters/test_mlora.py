@@ -97,9 +97,17 @@ def test_a_rank_follows_one_rule(values):
         Rank(**values)
 
 
-@pytest.mark.parametrize("values", [{"fixed": 0}, {"fixed": [3, 0]}, {"divisor": 0}])
-def test_a_rank_is_positive(values):
-    with pytest.raises(ValidationError, match="greater than 0"):
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"fixed": 0}, "greater than 0"),
+        ({"fixed": [3, 0]}, "greater than 0"),
+        ({"divisor": 0}, "greater than or equal to 1"),
+        ({"divisor": 0.5}, "greater than or equal to 1"),  # a rank above the layer's width
+    ],
+)
+def test_a_rank_is_positive_and_no_larger_than_a_layer_is_wide(values, said):
+    with pytest.raises(ValidationError, match=said):
         Rank(**values)
 
 

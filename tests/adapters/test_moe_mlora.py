@@ -269,7 +269,7 @@ def test_three_stages_each_with_its_own_part():
         ({"gate_scope": "layer", "gate_sizes": [4]}, "gate_input: fields or hidden"),
         ({"gate_input": "fields", "gate_sizes": [0]}, "greater than 0"),
         ({"experts_per_domain": 0}, "greater than 0"),
-        ({"top_k": 0}, "greater than 0"),
+        ({"top_k": 1}, "greater than or equal to 2"),
         ({"gate_start": "random"}, "gate_start"),
         ({"divisions": ["tab", "hour"]}, "moe_mlora works on one division"),
         ({"topk": 2}, "did you mean 'top_k'"),

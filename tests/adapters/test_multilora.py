@@ -11,6 +11,7 @@ from loractr.adapters.fusion import FusedLinear, Fusion, Mean, Sum
 from loractr.adapters.mlora import Rank
 from loractr.backbones import BACKBONES, ModelConfig
 from loractr.baselines.mix import Mix
+from loractr.batch import Batch, Groups, Route
 from loractr.config import METHODS, RunConfig, parse_config
 from loractr.data.config import DataConfig
 from loractr.errors import AdapterError, ConfigError, UsageError
@@ -204,11 +205,28 @@ def test_the_divisions_have_to_be_named():
         multi(divisions=())
 
 
-def test_one_division_is_enough():
-    method = multi(divisions=("tab",))
+@pytest.mark.parametrize("name", MIXERS)
+def test_one_division_is_enough_and_leaves_nothing_to_mix(name):
+    """Softmax, sum and mean of one expert are that expert: stages and weights are SingleLoRA's."""
+    method = multi(name, divisions=("tab",))
+    plain = METHODS["singlelora"](name="singlelora", rank=Rank(fixed=2), divisions=("tab",))
     names = [stage.name for stage in method.stages(Stage(name=""), norm=True)]
-    assert names == ["pretrain", "adapt_tab", "mix"]
-    assert model_of(method, **TOWER).routing.divisions == (0,)
+    assert names == ["pretrain", "adapt_tab"]
+    one, other = model_of(method, **TOWER), model_of(plain, **TOWER)
+    assert one.routing.divisions == (0,)
+    assert one.parameter_counts() == other.parameter_counts()
+    random = torch.Generator().manual_seed(0)
+    for parameter in other.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=random)
+    for key, tensor in one.state_dict().items():
+        tensor.copy_(other.state_dict()[key.replace(".banks.0.", ".")])
+    ids = torch.randint(0, 4, (9, 3), generator=random, dtype=torch.int32)
+    groups = Groups.of(torch.tensor([2, 0, -1, 1, 0, 2, 2, 1, -1]), 3)
+    found, expected = (
+        model.eval()(Batch(ids, torch.zeros(9, 0), torch.arange(9), Route((groups,), cell)))
+        for model, cell in ((one, groups if one.routing.mixed else None), (other, None))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -167,6 +167,11 @@ def test_a_row_scale_of_zero_would_learn_nothing(options):
         single(**options)
 
 
+def test_the_spread_of_a_row_scale_that_is_not_there_is_refused():
+    with pytest.raises(ValidationError, match="row_scale_std means nothing without a row scale"):
+        single(row_scale=False, row_scale_std=0.5)
+
+
 def test_a_target_that_is_not_there_is_refused():
     with pytest.raises(AdapterError, match=r"targets 'cross\.\*' match no free layer"):
         model_of(single(targets=("cross.*",)), backbone="mlp")

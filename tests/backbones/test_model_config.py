@@ -4,9 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 from loractr.backbones import BACKBONES, ModelConfig
-from loractr.backbones.config import OPTIONS, BackboneName
+from loractr.backbones.config import READ_BY, BackboneName
+from loractr.layers.embedding import Widths
 
 CHANGED = {
+    "numbers_in_interactions": False,
     "attention_layers": 1,
     "attention_size": 3,
     "attention_heads": 1,
@@ -18,7 +20,10 @@ CHANGED = {
     "cin_sizes": (6, 5),
     "cin_split_half": False,
 }
-"""Another value than the default of every setting that one backbone alone reads."""
+"""Another value than the default of every setting that not all backbones read."""
+
+
+WIDTHS = Widths(size=4, fields=3, others=(2,), numbers=2)
 
 
 def test_every_backbone_can_be_asked_for_and_every_name_exists():
@@ -61,9 +66,8 @@ def test_a_wrong_value_is_refused_and_named(key, value):
 
 
 def test_the_table_of_options_names_every_one_once():
-    names = [name for options in OPTIONS.values() for name in options]
-    assert sorted(names) == sorted(CHANGED)
-    assert set(OPTIONS) <= set(BACKBONES)
+    assert sorted(READ_BY) == sorted(CHANGED)
+    assert all(set(backbones) <= set(BACKBONES) for backbones in READ_BY.values())
     defaults = ModelConfig().model_dump()
     assert all(defaults[name] != value for name, value in CHANGED.items())
 
@@ -74,8 +78,15 @@ def test_an_option_is_accepted_where_it_is_read_and_refused_where_nothing_would_
     backbone, option
 ):
     values = {"backbone": backbone, option: CHANGED[option]}
-    if option in OPTIONS.get(backbone, ()):
-        assert getattr(ModelConfig.model_validate(values), option) == CHANGED[option]
+    if backbone in READ_BY[option]:
+        sizes = [
+            {
+                name: tensor.shape
+                for name, tensor in BACKBONES[backbone](one, WIDTHS).state_dict().items()
+            }
+            for one in (ModelConfig(backbone=backbone), ModelConfig.model_validate(values))
+        ]
+        assert sizes[0] != sizes[1]  # it is read indeed
         return
     with pytest.raises(ValidationError, match=rf"{option} .*nothing for backbone '{backbone}'"):
         ModelConfig.model_validate(values)

@@ -121,7 +121,7 @@ def test_a_fresh_adapters_products_are_not_of_rank_one():
 
 
 def test_the_core_is_each_rows_own_and_may_be_negative():
-    hyper = HyperNetwork(4, 3, hidden_sizes=(8,), batch_norm=False)
+    hyper = HyperNetwork(MLP(4, (6,)), 3, hidden_sizes=(8,))
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     core = hyper(x)
     assert core.shape == (6, 3, 3)

@@ -579,6 +579,13 @@ def test_an_order_by_domain_needs_a_division(make_data, make_model, order):
         fit(make_model(data), data, [stage(**order)], seed=SEED)
 
 
+def test_a_loss_by_domain_needs_a_division(make_data, make_model):
+    data = make_data()
+    data = replace(data, schema=Schema(fields=data.schema.fields))
+    with pytest.raises(TrainingError, match="has loss: domain_mean, but the schema has no div"):
+        fit(make_model(data), data, [stage(loss="domain_mean")], seed=SEED)
+
+
 def test_a_loss_that_is_not_finite_ends_the_fit_with_what_to_do(make_data, make_model):
     data = make_data()
     numbers = data.train.numbers.copy()

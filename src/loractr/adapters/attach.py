@@ -68,8 +68,9 @@ def merge(module: nn.Module, expert: int | Tensor) -> None:
 
         W <- W + row_scale[e] * (up[e] @ down[e]),   b <- b + offset[e]
 
-    With weights (E,) for `expert`, the same sum over all experts, weighted. In a model whose gate
-    acts (`routing.mixed`), `expert` is a domain, and its weights are the gate's, layer by layer.
+    With weights (E,) for `expert`, the same sum over all experts, weighted. In a whole model whose
+    gate acts (`routing.mixed`), `expert` is a domain, and its weights are the gate's, layer by
+    layer; a backbone by itself does not know whether gates act, and they are left aside.
 
     The merged module scores that expert's rows as the routed one does (to rounding: 1e-5 in
     float32 probabilities, 1e-10 in float64) at the cost of the backbone alone.

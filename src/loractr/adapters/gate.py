@@ -49,9 +49,10 @@ class Gate(nn.Module):
         sizes: Widths of hidden layers on the context.
         backbone: Whether the backbone alone is an option.
         start: Where the table starts.
-        top_k: Keep a row's k largest logits, 1 <= k <= E, the first ones where some are equal; the
+        top_k: Keep a row's k largest logits, 2 <= k <= E, the first ones where some are equal; the
             softmax is over those, and all others have weight 0. It is a constraint, not a saving:
-            all experts are computed.
+            all experts are computed. (One alone would have weight 1 whatever its logit: a gate
+            that cannot learn.)
         generator: Source of the hidden layers' initial weights.
 
     Shapes: groups of N rows, context (N, C) -> (N, E); table (D, O), out (O, C or the last size), O
@@ -74,11 +75,11 @@ class Gate(nn.Module):
     ) -> None:
         super().__init__()
         experts = domains * experts_per_domain
-        if top_k is not None and not 1 <= top_k <= experts:
+        if top_k is not None and not 2 <= top_k <= experts:
             raise AdapterError(
                 f"top_k {top_k} does not fit a gate over {experts} experts:"
-                f" 1 <= top_k <= {experts}.",
-                fix="choose a smaller method.top_k, or leave it out for all experts.",
+                f" 2 <= top_k <= {experts}.",
+                fix="choose another method.top_k, or leave it out for all experts.",
             )
         self.experts, self.context = experts, context
         self.backbone, self.top_k = backbone, top_k

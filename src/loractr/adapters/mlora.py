@@ -4,10 +4,11 @@ Source: Yang et al., MLoRA, RecSys 2024, doi:10.1145/3640457.3688134.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field as Bound
+from pydantic import PositiveInt, model_validator
 
 from loractr.adapters.attach import attach
 from loractr.adapters.low_rank import EXPERT_PARAMETERS, LowRankLinear
@@ -26,7 +27,7 @@ class Rank(Record):
 
     fixed: PositiveInt | tuple[PositiveInt, ...] | None = None
     """One rank for all adapted layers, or one for each in the backbone's order."""
-    divisor: PositiveFloat | None = None
+    divisor: Annotated[float, Bound(ge=1.0)] | None = None
     """max(int(out / divisor), 1) for a layer with `out` outputs (the authors' lora_reduce)."""
 
     @model_validator(mode="after")

@@ -5,9 +5,10 @@ arXiv:2506.07563. Built from the paper's three phases; docs/decisions/0010-gates
 leaves room, and why the published code was no guide.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field as Bound
 from pydantic import PositiveInt, model_validator
 
 from loractr.adapters.attach import attach
@@ -61,9 +62,10 @@ class MoEMLoRA(OneDivision):
     "backbone and experts"; its code adds the backbone outside the gate."""
     gate_start: GateStart = "uniform"
     """uniform: equal weights. own: 0.9 for the experts of the row's own domain together."""
-    top_k: PositiveInt | None = None
-    """A row is mixed from the k experts of the largest weights; from all when absent, as in the
-    paper. With a uniform start all are equal, and the first k begin: start with own."""
+    top_k: Annotated[int, Bound(ge=2)] | None = None
+    """A row is mixed from the k experts of the largest weights, at least 2: one alone has weight 1
+    whatever the gate says. From all when absent, as in the paper. With a uniform start all are
+    equal, and the first k begin: start with own."""
     recipe: Literal["paper", "tuned"] = "paper"
     """tuned: dropout on the input and the hidden layers and a moving average of the weights while
     experts and gate train, where `training` says nothing else about them."""

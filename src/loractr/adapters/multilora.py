@@ -22,7 +22,8 @@ class ManyBanks(StagedMethod):
 
     Three stages: pretrain the backbone; adapt_<division>, for each division, every expert by
     itself; mix, on all rows, with every expert frozen: the mixer's weights and a norm per cell
-    (combination of domains), which starts as the first division's norm.
+    (combination of domains), which starts as the first division's norm. With one division there is
+    nothing to mix: the first two stages, as SingleLoRA.
     """
 
     @model_validator(mode="after")
@@ -42,9 +43,14 @@ class ManyBanks(StagedMethod):
         raise NotImplementedError
 
     @property
+    def _mixes(self) -> bool:
+        """Whether a row can have more experts than one."""
+        return len(self.divisions) > 1
+
+    @property
     def _trained_norms(self) -> bool:
         """Whether cells have norms of their own."""
-        return self.norm == "domain"
+        return self.norm == "domain" and self._mixes
 
     def attach(self, network: Network, schema: Schema, generator: torch.Generator) -> Attached:
         """A bank per division and a mixer beside every target layer; norms behind it."""
@@ -54,7 +60,8 @@ class ManyBanks(StagedMethod):
                 self.bank(layer, experts, rank, generator, alone=False)
                 for experts in self.sizes(schema)
             ]
-            return FusedLinear(layer, banks, self.mixer(layer, rank, generator))
+            mixer = self.mixer(layer, rank, generator) if self._mixes else Sum()
+            return FusedLinear(layer, banks, mixer)
 
         return self.wrap_targets(network, schema, wrap, cells=self._trained_norms)
 
@@ -71,6 +78,8 @@ class ManyBanks(StagedMethod):
         return (*experts, f"*.norm.divisions.{place}.*")
 
     def _mixing(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
+        if not self._mixes:
+            return ()
         role = {
             "name": "mix",
             "trains": (MIXERS, CELLS),
@@ -99,7 +108,7 @@ class _Plain(ManyBanks):
 
     @property
     def _trained_norms(self) -> bool:
-        return self.norm == "domain" and self.norm_train
+        return super()._trained_norms and self.norm_train
 
     def attach(self, network: Network, schema: Schema, generator: torch.Generator) -> Attached:
         """As MultiLoRA; the mixers act even where no stage trains anything about them."""

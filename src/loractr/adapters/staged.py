@@ -1,10 +1,10 @@
 """What SingleLoRA, MultiLoRA and the shared adapter have in common: their options, their stages."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, model_validator
 
 from loractr.adapters.attach import attach
 from loractr.adapters.low_rank import Bank, LowRankLinear
@@ -46,6 +46,14 @@ class StagedMethod(Method):
     """tuned: dropout on the input and the hidden layers and a moving average of the weights while
     adapters train, where `training` says nothing else about them. Without them adapters have
     nothing to learn from rows that the backbone has memorised."""
+
+    @model_validator(mode="after")
+    def _options_act(self) -> Self:
+        if self.row_scale_std != 1.0 and not self.row_scale:
+            raise ValueError(
+                "row_scale_std means nothing without a row scale: drop row_scale: false"
+            )
+        return self
 
     def read(self, schema: Schema) -> tuple[str, ...]:
         """The divisions whose domains have experts."""

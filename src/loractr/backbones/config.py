@@ -40,7 +40,8 @@ class ModelConfig(Record):
     embedding_std: NonNegativeFloat = 0.01
     """Standard deviation of the initial embeddings."""
     numbers_in_interactions: bool = True
-    """Numbers take part in pairwise interactions, as value x a learned vector."""
+    """Numbers take part in pairwise interactions, as value x a learned vector. Nothing to mlp,
+    wide_deep and dcn, which have no such pairs."""
     cross_layers: PositiveInt = 2
     """dcn: number of crosses."""
     cross: CrossKind = "vector"
@@ -64,27 +65,32 @@ class ModelConfig(Record):
 
     @model_validator(mode="after")
     def _options_fit_the_backbone(self) -> Self:
-        for backbone, options in OPTIONS.items():
-            changed = [
-                name
-                for name in options
-                if getattr(self, name) != type(self).model_fields[name].default
-            ]
-            if changed and self.backbone != backbone:
-                names = " and ".join(changed)
-                says = "means" if len(changed) == 1 else "mean"
-                raise ValueError(f"{names} {says} nothing for backbone {self.backbone!r}")
+        idle = [
+            name
+            for name, readers in READ_BY.items()
+            if self.backbone not in readers
+            and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if idle:
+            says = "means" if len(idle) == 1 else "mean"
+            raise ValueError(f"{' and '.join(idle)} {says} nothing for backbone {self.backbone!r}")
         odd = [size for size in self.cin_sizes[:-1] if size % 2]
         if odd and self.cin_split_half:
             raise ValueError(f"cin_split_half needs even cin_sizes but for the last, not {odd[0]}")
         return self
 
 
-OPTIONS: dict[BackboneName, tuple[str, ...]] = {
-    "autoint": ("attention_layers", "attention_size", "attention_heads"),
-    "pnn": ("products",),
-    "dcn": ("cross_layers", "cross"),
-    "fibinet": ("bilinear", "senet_reduction"),
-    "xdeepfm": ("cin_sizes", "cin_split_half"),
+READ_BY: dict[str, tuple[BackboneName, ...]] = {
+    "numbers_in_interactions": ("nfm", "autoint", "pnn", "fibinet", "deepfm", "xdeepfm"),
+    "cross_layers": ("dcn",),
+    "cross": ("dcn",),
+    "attention_layers": ("autoint",),
+    "attention_size": ("autoint",),
+    "attention_heads": ("autoint",),
+    "products": ("pnn",),
+    "bilinear": ("fibinet",),
+    "senet_reduction": ("fibinet",),
+    "cin_sizes": ("xdeepfm",),
+    "cin_split_half": ("xdeepfm",),
 }
-"""Backbone → the settings that only it reads."""
+"""Setting → the backbones that read it, where not all do."""

@@ -26,7 +26,8 @@ class Backbone(nn.Module, ABC):
     """From an embedded row to the vector that the head reads.
 
     A backbone is built as `Backbone(config, widths, generator)`. Every trainable product in it is a
-    `Linear` and gets the route, so that each of them can be adapted. Its deep tower is `tower`.
+    `Linear` and gets the route, so that each of them can be adapted (the vectors that numbers are
+    multiplied with are embeddings, like those of the other fields). Its deep tower is `tower`.
     """
 
     uses_first_order: ClassVar[bool] = False

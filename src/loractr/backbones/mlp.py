@@ -12,6 +12,9 @@ class MLPBackbone(Backbone):
     """Embeddings and numbers side by side, then the tower; no interactions, no linear term.
 
     logit = head(tower(flat))
+
+    Source: the DNN of Cheng et al., Wide & Deep Learning for Recommender Systems, DLRS 2016,
+        section 3.2, by itself; the MLP of Song et al., MultiLoRA, CIKM 2024, table 3.
     """
 
     def __init__(

@@ -30,7 +30,8 @@ class HAMUR(TrainedOnAllRows):
 
     Here x is the tower's input, and h a hidden layer's output. U, V, b and the norm DN, statistics
     included, are the domain's own; so are the towers and the output layer, with `towers: domain`.
-    A row of no domain goes through the mean of the domains' weights and statistics.
+    A row of no domain goes through the mean of the domains' weights and statistics. Norm and
+    dropout of the tower's layers are the hyper-network's too.
     """
 
     name: Literal["hamur"]
@@ -78,10 +79,9 @@ class HyperNetwork(nn.Module):
     entries.
 
     Args:
-        in_features: Width of x.
+        plain: The tower beside it: the width of x, dropout and norms of the hidden layers.
         core: Its side k.
         hidden_sizes: Widths of the hidden layers.
-        batch_norm: Whether they are normalised.
         generator: Source of the initial weights.
 
     Shapes: x (N, in) → (N, k, k).
@@ -89,16 +89,22 @@ class HyperNetwork(nn.Module):
 
     def __init__(
         self,
-        in_features: int,
+        plain: MLP,
         core: int,
         *,
         hidden_sizes: Sequence[int],
-        batch_norm: bool,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.core = core
-        self.hidden = MLP(in_features, hidden_sizes, batch_norm=batch_norm, generator=generator)
+        self.hidden = MLP(
+            plain.in_features,
+            hidden_sizes,
+            dropout=plain.dropout,
+            batch_norm=plain.batch_norm,
+            dropout_position=plain.dropout_position,
+            generator=generator,
+        )
         self.out = Linear(self.hidden.out_features, core * core, generator=generator)
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
@@ -189,15 +195,10 @@ class HyperTower(nn.Module):
                 fix=f"use at most {len(blocks)}, or more layers in model.hidden_sizes.",
             )
         self.blocks = nn.ModuleList(
-            _per_domain(block, domains, generator) if per_domain else block for block in blocks
+            _per_domain(plain, block, domains, generator) if per_domain else block
+            for block in blocks
         )
-        self.hyper = HyperNetwork(
-            plain.in_features,
-            core,
-            hidden_sizes=hyper_sizes,
-            batch_norm=blocks[0].norm is not None,
-            generator=generator,
-        )
+        self.hyper = HyperNetwork(plain, core, hidden_sizes=hyper_sizes, generator=generator)
         self.adapters = nn.ModuleList(
             HyperAdapter(block.linear.out_features, width, core, domains, generator=generator)
             for block in blocks[-adapters:]
@@ -221,15 +222,16 @@ def _through(x: Tensor, core: Tensor) -> Tensor:
     return torch.bmm(x.unsqueeze(1), core).squeeze(1)
 
 
-def _per_domain(block: Block, domains: int, generator: torch.Generator | None) -> DomainBlock:
-    """A fresh layer like `block`, for each domain its own."""
-    dropout = block.dropout or block.linear.dropout
+def _per_domain(
+    plain: MLP, block: Block, domains: int, generator: torch.Generator | None
+) -> DomainBlock:
+    """A fresh layer like one of the plain tower's, for each domain its own."""
     return DomainBlock(
         block.linear.in_features,
         block.linear.out_features,
         domains,
-        dropout=0.0 if dropout is None else dropout.p,
-        batch_norm=block.norm is not None,
-        dropout_position="shared_path" if block.dropout is None else "after_activation",
+        dropout=plain.dropout,
+        batch_norm=plain.batch_norm,
+        dropout_position=plain.dropout_position,
         generator=generator,
     )

@@ -19,7 +19,8 @@ class Retune(OneDivision):
     of the weights, where `training` says nothing else about them."""
 
     def stages(self, base: Stage, *, norm: bool) -> tuple[Stage, ...]:
-        """pretrain: everything. retune: all but the embeddings, which adapters leave alone too."""
+        """pretrain: everything. retune: all but the embeddings, which adapters leave alone too;
+        the output layer, which they do not adapt, trains as well, to the control's advantage."""
         more = {} if self.recipe == "paper" else regularised(base)
         role = {"name": "retune", "trains": ("backbone.*", "head.*")}
         return (

@@ -212,7 +212,8 @@ class StarTower(nn.Module):
         self.auxiliary = MLP(
             plain.in_features + domain_embedding_size,
             auxiliary_sizes,
-            dropout=_rate(blocks[0]),
+            dropout=plain.dropout,
+            dropout_position=plain.dropout_position,
             generator=generator,
         )
         self.in_features = plain.in_features
@@ -260,9 +261,3 @@ class StarHead(nn.Module):
         main: Tensor = self.main(vector[:, :width], groups)
         auxiliary: Tensor = self.auxiliary(vector[:, width:], route)
         return main + auxiliary
-
-
-def _rate(block: Block) -> float:
-    """Dropout of a plain tower's layer."""
-    dropout = block.dropout or block.linear.dropout
-    return 0.0 if dropout is None else dropout.p

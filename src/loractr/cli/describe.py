@@ -40,17 +40,16 @@ def artifact_json(path: Path) -> dict[str, Any]:
     """
     from loractr.artifact import load
     from loractr.artifact.layout import Contents, divisions_of
+    from loractr.model import count_parameters
 
     scorer, contents = load(path), Contents.open(path)
-    models = [scorer.model, *scorer.domain_models.values()]
-    counts = [model.parameter_counts() for model in models]
     return {
         "kind": "artifact",
         "path": str(path),
         "backbone": scorer.config.model.backbone,
         "method": scorer.config.method.name,
         "schema": scorer.schema.model_dump(mode="json", exclude_defaults=True),
-        "parameters": {part: sum(count[part] for count in counts) for part in counts[0]},
+        "parameters": count_parameters(scorer.config, scorer.model, len(scorer.domain_models)),
         "active": contents.manifest.active.model_dump(mode="json"),
         "mixers_stored": any(name.startswith("mixers/") for name in contents.manifest.files),
         "test": _test_metrics(

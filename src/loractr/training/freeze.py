@@ -1,21 +1,10 @@
 """Which parameters a stage trains: a predicate over names, from outside the model."""
 
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
-
 from torch import Tensor, nn
 
 from loractr.errors import TrainingError, some
 from loractr.layers.embedding import Table
-
-
-def matches(name: str, globs: Iterable[str]) -> bool:
-    """Whether `name` is chosen: the last glob that matches decides, `!glob` takes away."""
-    chosen = False
-    for glob in globs:
-        if fnmatchcase(name, glob.removeprefix("!")):
-            chosen = not glob.startswith("!")
-    return chosen
+from loractr.stage import matches
 
 
 def freeze_all_but(model: nn.Module, globs: tuple[str, ...]) -> dict[str, nn.Parameter]:

@@ -111,9 +111,14 @@ class SharedLoop:
     def _loss(self, batch: Batch) -> Tensor:
         assert batch.label is not None
         logit: Tensor = self.around.model(batch)
-        natural = self.around.validator.division
-        if self.stage.loss == "row_mean" or natural is None:
+        if self.stage.loss == "row_mean":
             return mean_loss(logit, batch.label, batch.weight)
+        natural = self.around.validator.division
+        if natural is None:
+            raise TrainingError(
+                f"stage {self.stage.name!r} has loss: domain_mean, but the schema has no division.",
+                fix="use loss: row_mean, or set data.divisions.",
+            )
         domain = torch.from_numpy(self.train.domains[batch.row.cpu().numpy(), natural])
         return domain_means(logit, batch.label, batch.weight, domain.to(logit.device))
 

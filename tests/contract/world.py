@@ -1,11 +1,13 @@
 """Small models of every method on every backbone, and the rows that the contract is checked on."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from loractr.backbones import BACKBONES
 from loractr.config import METHODS, parse_config
 from loractr.data.loader import collate, sizes_of
 from loractr.data.rows import Rows
@@ -36,6 +38,17 @@ OPTIONS = {
 ADAPTERS = {name for name, kind in METHODS.items() if "adapters" in kind.__module__}
 PLAIN = {"mix", "single", "finetune", "retune"}
 """Methods whose fresh model is the backbone, besides the adapters."""
+
+
+THOROUGH = ("mlp", "dcn")
+"""Backbones that every method is trained on; the others train one method of each kind, slowly."""
+
+TRAINED = [
+    pytest.param(method, backbone, marks=() if backbone in THOROUGH else pytest.mark.slow)
+    for backbone in BACKBONES
+    for method in METHODS
+    if backbone in THOROUGH or method in ("mlora", "multilora", "moe_mlora")
+]
 
 
 def config_of(method, backbone, **options):
@@ -73,6 +86,17 @@ def moved(method, backbone, seed=1, **options):
     return model.eval()
 
 
+def stages_of(method, backbone):
+    """Every stage of every recipe: the shared model's, then that of one domain's own model."""
+    field = METHODS[method].model_fields.get("recipe")
+    for recipe in get_args(field.annotation) if field else [None]:
+        config = config_of(method, backbone, batch_norm=True)
+        if recipe:
+            chosen = config.method.model_copy(update={"recipe": recipe})
+            config = config.model_copy(update={"method": chosen})
+        yield from (*config.stages(), *config.domain_stages("tab", "b"))
+
+
 def rows_of(count=ROWS, seed=0):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, 4, count)
@@ -104,6 +128,13 @@ def assert_close(found, expected, tolerance=1e-10):
     assert found.keys() == expected.keys()
     for row, value in expected.items():
         assert found[row] == pytest.approx(value, abs=tolerance, rel=0)
+
+
+def only(rows, division, domain):
+    """The rows of one domain."""
+    place = [known.name for known in SCHEMA.divisions].index(division)
+    number = SCHEMA.divisions[place].domains.index(domain)
+    return rows.take(np.flatnonzero(rows.domains[:, place] == number))
 
 
 class Data:

@@ -26,29 +26,43 @@ from loractr.artifact.tensors import base_tensors
 from loractr.backbones import BACKBONES
 from loractr.batch import EVERY, Routing
 from loractr.config import METHODS
+from loractr.errors import AdapterError
 from loractr.layers.norm import DomainNorm
 from loractr.model import build, build_plain
 
-pytestmark = [
-    pytest.mark.parametrize("backbone", BACKBONES),
-    pytest.mark.parametrize("method", METHODS),
-]
+pytestmark = pytest.mark.parametrize("backbone", BACKBONES)
+
+EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
+FUSED = ("multilora", "multilora_add", "multilora_avg")
+"""Adapters that mix the experts of a row's domains row by row."""
+MERGED = sorted(ADAPTERS.difference(FUSED, {"shared_adapter"}))
+"""Adapters whose experts of one domain fold into plain weights."""
+
+PRECISIONS = {"float64": (torch.double, 1e-10), "float32": (torch.float, 1e-5)}
+"""Logits agree so in float64, probabilities in float32."""
 
 
+def assert_agree(found, expected, precision):
+    dtype, tolerance = PRECISIONS[precision]
+    if dtype is torch.float:
+        found, expected = (
+            {n: 1 / (1 + np.exp(-z)) for n, z in each.items()} for each in (found, expected)
+        )
+    assert_close(found, expected, tolerance)
+
+
+@pytest.mark.parametrize("method", sorted(ADAPTERS | PLAIN))
 def test_a_fresh_model_is_the_plain_backbone_to_the_bit(method, backbone):
     """Before the first step nothing that an adapter adds has any effect."""
-    if method not in ADAPTERS | PLAIN:
-        return
     config = config_of(method, backbone)
     plain = build_plain(config.model, SCHEMA, torch.Generator().manual_seed(config.seed)).eval()
     model = build(config, SCHEMA).eval()
     assert scores(model, rows_of()) == scores(plain, rows_of())
 
 
+@pytest.mark.parametrize("method", sorted(ADAPTERS))
 def test_adapters_on_a_finished_backbone_leave_its_scores_as_they_are(method, backbone):
     """Step 0 of an adapter stage, in eval mode: norms of domains and cells are copies as well."""
-    if method not in ADAPTERS:
-        return
     model, rows = fresh(method, backbone, batch_norm=True).eval(), rows_of()
     random = torch.Generator().manual_seed(1)
     shared = base_tensors(model)
@@ -69,6 +83,7 @@ def test_adapters_on_a_finished_backbone_leave_its_scores_as_they_are(method, ba
     assert plain.state_dict().keys() == shared.keys()
 
 
+@EVERY_METHOD
 def test_the_seed_decides_the_fresh_weights(method, backbone):
     config = config_of(method, backbone)
     one, again = (build(config, SCHEMA).state_dict() for _ in range(2))
@@ -77,6 +92,7 @@ def test_the_seed_decides_the_fresh_weights(method, backbone):
     assert not all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@EVERY_METHOD
 def test_the_state_carries_all_that_scores_depend_on(method, backbone):
     model = moved(method, backbone, batch_norm=True)
     other = moved(method, backbone, seed=2, batch_norm=True)
@@ -85,6 +101,7 @@ def test_the_state_carries_all_that_scores_depend_on(method, backbone):
     assert scores(other, rows_of()) == scores(model, rows_of())
 
 
+@EVERY_METHOD
 @pytest.mark.parametrize("training", [False, True])
 def test_no_rows_have_no_scores_and_no_gradient(method, backbone, training):
     model = moved(method, backbone, batch_norm=True).train(training)
@@ -95,20 +112,24 @@ def test_no_rows_have_no_scores_and_no_gradient(method, backbone, training):
     assert all(not gradient.any() for gradient in gradients)
 
 
+@EVERY_METHOD
 def test_the_order_of_the_rows_does_not_matter(method, backbone):
     model, rows = moved(method, backbone, batch_norm=True), rows_of()
     shuffled = np.random.default_rng(1).permutation(ROWS)
     assert_close(scores(model, rows, shuffled), scores(model, rows))
 
 
-def test_a_mixed_batch_is_one_batch_per_domain(method, backbone):
-    model, rows = moved(method, backbone, batch_norm=True), rows_of()
-    apart = {}
+@EVERY_METHOD
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_mixed_batch_is_one_batch_per_domain(method, backbone, precision):
+    model = moved(method, backbone, batch_norm=True).to(PRECISIONS[precision][0])
+    rows, apart = rows_of(), {}
     for place in itertools.product([-1, 0, 1, 2], [-1, 0, 1]):
         apart |= scores(model, rows, np.flatnonzero((rows.domains == place).all(1)))
-    assert_close(apart, scores(model, rows))
+    assert_agree(apart, scores(model, rows), precision)
 
 
+@EVERY_METHOD
 def test_a_row_does_not_feel_its_batch_mates(method, backbone):
     model, rows = moved(method, backbone, batch_norm=True), rows_of()
     together, alone = scores(model, rows), {}
@@ -120,35 +141,45 @@ def test_a_row_does_not_feel_its_batch_mates(method, backbone):
     assert sum(others[n] != together[n] for n in together) > 0.5 * ROWS  # some ReLUs are all dead
 
 
-def test_merged_is_routed(method, backbone):
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("method", MERGED)
+def test_merged_is_routed(method, backbone, precision):
     """One domain's experts folded into plain weights; no route is read any more."""
     model, rows = moved(method, backbone, batch_norm=True), rows_of(200)
-    if not list(adapted(model)):
-        return  # nothing to merge; what cannot be merged refuses, see tests/adapters
-    if model.routing.divisions == (EVERY,):
-        rows = replace(rows, domains=np.zeros_like(rows.domains))
-        expected = scores(model, rows)
+    model.to(PRECISIONS[precision][0])
+    (division,) = model.routing.divisions
+    for domain in range(len(SCHEMA.divisions[division].domains)):
+        one, index = copy.deepcopy(model), np.flatnonzero(rows.domains[:, division] == domain)
+        expected = scores(one, rows, index)
+        merge(one, domain)
+        one.routing = Routing()
+        assert len(expected) > 5
+        assert_agree(scores(one, rows, index), expected, precision)
+        assert not list(adapted(one))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_one_adapter_of_all_rows_merges_for_all_rows(backbone, precision):
+    model = moved("shared_adapter", backbone, batch_norm=True).to(PRECISIONS[precision][0])
+    assert model.routing.divisions == (EVERY,)
+    expected = scores(model, rows_of(200))
+    merge(model, 0)
+    model.routing = Routing()
+    assert_agree(scores(model, rows_of(200)), expected, precision)
+    assert not list(adapted(model))
+
+
+@pytest.mark.parametrize("method", FUSED)
+def test_experts_that_are_mixed_row_by_row_refuse_to_merge(method, backbone):
+    """And nothing is changed."""
+    model = moved(method, backbone, batch_norm=True)
+    before = scores(model, rows_of())
+    with pytest.raises(AdapterError, match="mixes the experts of several divisions row by row"):
         merge(model, 0)
-        model.routing = Routing()
-        assert_close(scores(model, rows), expected)
-        return
-    for domain in range(len(SCHEMA.divisions[model.routing.divisions[0]].domains)):
-        index = np.flatnonzero(rows.domains[:, model.routing.divisions[0]] == domain)
-        for dtype, tolerance in ((torch.double, 1e-10), (torch.float, 1e-5)):
-            one = copy.deepcopy(model).to(dtype)
-            expected = scores(one, rows, index)
-            merge(one, domain)
-            one.routing = Routing()
-            found = scores(one, rows, index)
-            if dtype is torch.float:
-                found, expected = (
-                    {n: 1 / (1 + np.exp(-z)) for n, z in each.items()} for each in (found, expected)
-                )
-            assert len(found) > 5
-            assert_close(found, expected, tolerance)
-            assert not list(adapted(one))
+    assert scores(model, rows_of()) == before
 
 
+@EVERY_METHOD
 def test_scores_have_the_models_precision(method, backbone):
     model, rows = moved(method, backbone), rows_of()
     exact = scores(model, rows)

@@ -1,5 +1,7 @@
 """Gradients by rows against the dense gradients of torch's own operations."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -45,6 +47,25 @@ def test_the_rows_gradients_are_those_of_the_whole_table(reads, width):
     assert weight.grad is None
     torch.testing.assert_close(dense(gradient, width), twin.grad, atol=1e-14, rtol=0)
     assert gradient.get()[0].rows.tolist() == sorted(set(all_ids(*reads).tolist()))
+
+
+@pytest.mark.parametrize("reads", READS.values(), ids=READS)
+def test_the_rows_gradients_are_those_of_finite_differences(reads):
+    """Of a sum of squares, number by number of the whole table."""
+    weight, gradient = normal(TABLE, 3).requires_grad_(), RowGradient()
+    found = by_rows(weight, *reads, gradient)
+    factor = normal(*found.shape)
+    (factor * found.square()).sum().backward()
+    expected, values = torch.zeros(TABLE, 3, dtype=torch.double), weight.detach()
+    for place in product(range(TABLE), range(3)):
+        ends = []
+        for step in (1e-6, -1e-6):
+            moved = values.clone()
+            moved[place] += step
+            y = by_rows(moved, *reads, RowGradient())
+            ends.append((factor * y.square()).sum().item())
+        expected[place] = (ends[0] - ends[1]) / 2e-6
+    torch.testing.assert_close(dense(gradient, 3), expected, atol=1e-7, rtol=1e-6)
 
 
 def test_pooled_rows_are_means_and_empty_bags_are_zeros():

@@ -1,5 +1,7 @@
 """Compiled reading of tables, and the gradients of whole tables, against sums written out."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -58,6 +60,26 @@ def test_gradients_are_sums_over_the_places_where_a_row_is_read(rows):
             lines[row] += other[n]
     torch.testing.assert_close(weight.grad, expected)
     torch.testing.assert_close(linear.grad, lines)
+
+
+@pytest.mark.parametrize("kind", ["native", "torch"])
+@pytest.mark.parametrize("rows", [ROWS["repeated"], ROWS["all the same"]], ids=["repeated", "same"])
+def test_gradients_are_numerically_right_whatever_is_frozen(rows, kind, monkeypatch):
+    """gradcheck of both tables side by side, and of one by itself."""
+    monkeypatch.setattr(lookup, "WORTH_A_CALL", 0)
+    tables = [normal(SIZE, 5), normal(SIZE, 1, seed=1)]
+    with native.use(kind):
+        for trains in product([False, True], repeat=2):
+            if any(trains):
+                leaves = [t.clone().requires_grad_(g) for t, g in zip(tables, trains, strict=True)]
+                assert torch.autograd.gradcheck(
+                    lambda *both: tuple(
+                        y for y in look_up_both(*both, rows, None) if y.requires_grad
+                    ),
+                    leaves,
+                )
+        alone = tables[0].clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda table: look_up(table, rows, None), alone)
 
 
 @pytest.mark.parametrize("trains", ["weight", "linear"])

@@ -3,6 +3,7 @@
 Song et al., MultiLoRA, CIKM 2024: eq. 2 (loss), 4 and 5 (input, output), 8-11 (adapted layers).
 """
 
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -140,6 +141,15 @@ def cell_of(pair):
     return (pair[0] + 1) * (SIZES[1] + 1) + pair[1] + 1 - 1
 
 
+def mixture(paper, name, at, h, pair):
+    """h0 and what eq. 10, or the sum or mean in its place, makes of the row's updates."""
+    h0 = paper.get(f"{at}.linear.base.weight") @ h + paper.get(f"{at}.linear.base.bias")
+    hs = [paper.update(at, place, d, h) for place, d in enumerate(pair) if d >= 0]
+    if name == "multilora":
+        return h0 + paper.attention(at, h0, hs)
+    return h0 + sum(hs) / (len(hs) if name == "multilora_avg" else 1)
+
+
 def normed(paper, batch_norm, h, at, which, index=None):
     return paper.norm(h, at, which, index) if batch_norm else h
 
@@ -154,19 +164,56 @@ def test_a_mixed_model_is_equations_8_to_11(name, batch_norm):
     for n, pair in enumerate(EVERY_PAIR * 2):
 
         def layer(at, h0, h, pair=pair):
-            hs = [paper.update(at, place, d, h) for place, d in enumerate(pair) if d >= 0]
-            if not hs:
+            if pair == (-1, -1):
                 return normed(paper, batch_norm, h0, at, "base")
-            if name == "multilora":
-                mixed = paper.attention(at, h0, hs)
-            else:
-                mixed = sum(hs) / (len(hs) if name == "multilora_avg" else 1)
-            return normed(paper, batch_norm, h0 + mixed, at, "cell", cell_of(pair))
+            mixed = mixture(paper, name, at, h, pair)
+            return normed(paper, batch_norm, mixed, at, "cell", cell_of(pair))
 
         expected.append(paper.logit(paper.embedded(rows, n), layer))
     found = logits(model, rows, SCHEMA)
     assert np.std(expected) > 0.1
     np.testing.assert_allclose(found, expected, atol=1e-10, rtol=0)
+
+
+def cells_normed(paper, h, at, cells):
+    """Eq. 11 in training: each cell by its own rows' statistics; by the running ones where it has
+    one row. Also the running variances after it, 0.9 old and 0.1 unbiased."""
+    found, running = list(h), paper.get(f"{at}.norm.cell.running_var").copy()
+    for cell in sorted(set(cells)):
+        mine = [n for n, other in enumerate(cells) if other == cell]
+        mean, variance = (paper.get(f"{at}.norm.cell.running_{s}")[cell] for s in ("mean", "var"))
+        if len(mine) > 1:
+            mean = sum(h[n] for n in mine) / len(mine)
+            squares = sum((h[n] - mean) ** 2 for n in mine)
+            variance = squares / len(mine)
+            running[cell] = 0.9 * running[cell] + 0.1 * squares / (len(mine) - 1)
+        scale, shift = (paper.get(f"{at}.norm.cell.{s}")[cell] for s in ("weight", "bias"))
+        for n in mine:
+            found[n] = scale * (h[n] - mean) / np.sqrt(variance + EPS) + shift
+    return found, running
+
+
+@pytest.mark.parametrize("name", ["multilora", "multilora_add", "multilora_avg"])
+def test_a_mixed_model_in_training_normalises_each_cell_by_its_rows(name):
+    """Cells of three rows, and those of tab c of one."""
+    pairs = [pair for pair in EVERY_PAIR if pair != (-1, -1)]
+    pairs += [pair for pair in pairs * 2 if pair[0] < 2]
+    model, rows = model_of(name, divisions=["tab", "hour"]).train(), rows_of(pairs)
+    model.routing = replace(model.routing, mixed=True)
+    paper = Paper(copy.deepcopy(model))
+    batch = collate(rows, np.arange(len(rows)), model.routing, sizes_of(SCHEMA, model.routing))
+    found = dict(zip(batch.row.tolist(), model(batch).tolist(), strict=True))
+    h, cells = [paper.embedded(rows, n) for n in range(len(rows))], [cell_of(p) for p in pairs]
+    for number in range(2):
+        at = f"backbone.tower.{number}"
+        mixed = [mixture(paper, name, at, x, pair) for x, pair in zip(h, pairs, strict=True)]
+        normalised, running = cells_normed(paper, mixed, at, cells)
+        after = model.get_buffer(f"{at}.norm.cell.running_var").numpy()
+        np.testing.assert_allclose(after, running, atol=1e-10, rtol=0)
+        h = [np.maximum(x, 0) for x in normalised]
+    expected = [(paper.get("head.weight") @ x + paper.get("head.bias"))[0] for x in h]
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose([found[n] for n in range(len(h))], expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])

@@ -44,6 +44,8 @@ def mlora(**options):
         (128, 16, [16, 8, 4], 14_528, 139_712),  # Taobao: three fields, 384 inputs
         (128, 256, [1, 1, 1], 1_664, 139_712),
         (8, 4, [64, 32, 16], 33_728, 47_552),  # MovieLens: three fields, 24 inputs
+        (8, 16, [16, 8, 4], 8_768, 47_552),  # (16·280 + 256) + (8·384 + 128) + (4·192 + 64)
+        (8, 32, [8, 4, 2], 4_608, 47_552),  # (8·280 + 256) + (4·384 + 128) + (2·192 + 64)
     ],
 )
 def test_the_overhead_is_the_papers_formula(embedding_size, divisor, ranks, per_domain, tower):
@@ -60,7 +62,8 @@ def test_the_overhead_is_the_papers_formula(embedding_size, divisor, ranks, per_
     assert counts["adapters"] == per_domain * len(DOMAINS)
     shared = [p for layer in layers for p in layer.base.parameters()]
     assert sum(p.numel() for p in shared) == tower
-    assert counts["total"] == sum(p.numel() for p in model.parameters())
+    embeddings, head = (6 + 5 + 4) * embedding_size, 64 + 1
+    assert counts["total"] == embeddings + tower + per_domain * len(DOMAINS) + head
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ import torch
 from torch.export import Dim, ShapesCollection
 from torch.utils._pytree import tree_leaves
 
-from contract.world import ADAPTERS, ROWS, batch_of, moved, rows_of
+from contract.world import ADAPTERS, ROWS, batch_of, config_of, moved, moved_of, rows_of
+from loractr.adapters.fusion import FusedLinear, Fusion
+from loractr.adapters.low_rank import LowRankLinear
 from loractr.backbones import BACKBONES
 from loractr.batch import Bag, Batch, Routing
 from loractr.config import METHODS
 from loractr.layers.embedding import Embedding
+from loractr.layers.linear import Linear
 from loractr.schema import Field, Schema
 
 KINDS = ("mlora", "moe_mlora", "multilora")
@@ -76,6 +79,21 @@ def assert_one_graph(model):
 @pytest.mark.parametrize(("method", "backbone"), CASES)
 def test_it_compiles_to_one_graph(method, backbone):
     assert_one_graph(narrow(method, backbone))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "backbone"), [("mlora", "autoint"), ("multilora", "fibinet")])
+def test_with_experts_beside_every_layer_it_compiles_to_one_graph(method, backbone):
+    """Those that see a row as several vectors too: attention's, and the products of pairs."""
+    config = config_of(method, backbone, batch_norm=True, hidden_sizes=[5])
+    everywhere = config.method.model_copy(update={"targets": ("*",)})
+    model = moved_of(config.model_copy(update={"method": everywhere}))
+    kinds = [type(layer) for layer in model.backbone.modules()]
+    adapted = kinds.count(LowRankLinear) + kinds.count(FusedLinear)
+    assert adapted > 1  # the tower's one layer
+    inside = 2 * kinds.count(Fusion)  # queries and keys
+    assert kinds.count(Linear) == adapted + inside  # no layer is left without experts
+    assert_one_graph(model)
 
 
 @pytest.mark.parametrize("place", [0, 1])

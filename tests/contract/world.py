@@ -74,14 +74,18 @@ def fresh(method, backbone, **options):
 
 def moved(method, backbone, seed=1, **options):
     """A model away from its start, so that everything in it counts."""
-    model = fresh(method, backbone, **options)
+    return moved_of(config_of(method, backbone, **options), seed)
+
+
+def moved_of(config, seed=1):
+    model = build(config, SCHEMA).double()
     random = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=random, dtype=torch.double)
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
             buffer.add_(torch.rand(buffer.shape, generator=random, dtype=torch.double))
-    if any(stage.route == "mixed" for stage in config_of(method, backbone, **options).stages()):
+    if any(stage.route == "mixed" for stage in config.stages()):
         model.routing = replace(model.routing, mixed=True)
     return model.eval()
 

@@ -1,13 +1,22 @@
 """Which parameters a stage trains, by globs over their names."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from loractr.backbones import ModelConfig
+from loractr.baselines.mix import Mix
+from loractr.config import RunConfig
+from loractr.data.config import DataConfig
 from loractr.errors import TrainingError
 from loractr.layers.embedding import Table
 from loractr.layers.norm import BatchNorm
+from loractr.model import build
 from loractr.schema import Field
+from loractr.stage import Stage
+from loractr.training import fit
 from loractr.training.freeze import freeze_all_but, matches, moving_tensors
 
 
@@ -76,3 +85,31 @@ def test_moving_tensors_are_the_models_own(model):
         for value in moving.values():
             value.fill_(7.0)
     assert all(bool((value == 7.0).all()) for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lazy_adam", "rowwise_adagrad"])
+def test_a_table_of_ready_embeddings_goes_through_a_fit_bit_unchanged(make_data, optimizer):
+    """Its row of unknown values included, which no row had; beside it, what trains does move."""
+    data = make_data()
+    frozen = {"pretrained": "file", "trainable": False, "embedding_size": 3, "unknown_rows": 0}
+    fields = tuple(
+        field.model_copy(update=frozen) if field.name == "item" else field
+        for field in data.schema.fields
+    )
+    data = replace(data, schema=data.schema.model_copy(update={"fields": fields}))
+    ready = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
+    config = RunConfig(
+        data=DataConfig(source="synthetic"),
+        model=ModelConfig(backbone="deepfm", embedding_size=4, hidden_sizes=(6, 5)),
+        method=Mix(name="mix"),
+    )
+    model = build(config, data.schema, pretrained={"item": ready})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"learning_rate": 0.1, "weight_decay": 0.1, "embedding_weight_decay": 0.0}
+    settings |= {"epochs": 2, "ema": 0.5, "keep_start": False, "embedding_optimizer": optimizer}
+    fit(model, data, [Stage(name="train", batch_size=16, **settings)], seed=0)
+    after = model.state_dict()
+    still = {name for name, value in before.items() if torch.equal(after[name], value)}
+    (name,) = (name for name, value in before.items() if value.shape == ready.shape)
+    assert still == {name}
+    assert torch.equal(after[name], ready)

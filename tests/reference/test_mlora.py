@@ -50,4 +50,4 @@ def test_mloras_logit_is_the_papers_formula(backbone, options, batch_norm, train
     parameters = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     assert ("row_scale" in parameters) == options.get("row_scale", False)
     assert ("offset" in parameters) == options.get("offset", True)
-    assert_logits(model, lambda r: mlora(r, backbone))
+    assert_logits(model, lambda r: mlora(r, backbone), spread=0.1)

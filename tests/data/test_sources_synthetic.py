@@ -1,5 +1,6 @@
 """The synthetic log: its truth is true, its structure is the one that was planted."""
 
+import hashlib
 import time
 
 import numpy as np
@@ -29,6 +30,27 @@ def test_the_seed_alone_decides_whatever_the_global_generator_did():
     first = generate(SyntheticOptions(rows=200))
     np.random.seed(2)  # noqa: NPY002
     assert generate(SyntheticOptions(rows=200)).equals(first)
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({}, "a089d71f1564a08c0ed3b2d1aacb23db"),
+        (
+            {"rows": 3_000, "seed": 7, "domains": 5, "rank": 1, "zipf": 0.3, "deviation": 0.7},
+            "b9be9d81ae64d313831041e88b801278",
+        ),
+    ],
+)
+def test_rows_stay_what_they_were_before_there_were_kinds_and_a_second_division(options, digest):
+    """The digests were computed by the version before; of true probabilities 9 digits count, as
+    libraries of linear algebra differ in the last ones."""
+    plain = generate(SyntheticOptions(**options)).with_columns(
+        pl.col("true_probability").round(9),
+        pl.col("tags").cast(pl.List(pl.String)).list.join(" "),
+    )
+    text = plain.write_csv(float_precision=9).encode()
+    assert hashlib.sha256(text).hexdigest()[:32] == digest
 
 
 def test_clicks_are_drawn_with_the_true_probability(log):
@@ -63,12 +85,12 @@ def test_domains_differ_in_base_rate(log):
     assert rate.max() - rate.min() > 0.08
 
 
-def preference(log: pl.DataFrame) -> np.ndarray:
+def preference(log: pl.DataFrame, division: str = "domain") -> np.ndarray:
     """Mean true logit of each (segment, category), free of its row and column means: (D, S, C)."""
     logit = np.log(pl.col("true_probability") / (1 - pl.col("true_probability")))
-    cells = log.group_by("domain", "segment", "category").agg(logit.mean())
-    cube = cells.sort("domain", "segment", "category")["true_probability"].to_numpy()
-    cube = cube.reshape(log["domain"].n_unique(), log["segment"].n_unique(), -1)
+    cells = log.group_by(division, "segment", "category").agg(logit.mean())
+    cube = cells.sort(division, "segment", "category")["true_probability"].to_numpy()
+    cube = cube.reshape(log[division].n_unique(), log["segment"].n_unique(), -1)
     cube = cube - cube.mean(axis=1, keepdims=True)
     return cube - cube.mean(axis=2, keepdims=True)
 
@@ -95,6 +117,71 @@ def test_with_deviation_domains_differ_in_preference():
     assert np.abs(first - second).mean() > 0.4 * first.std()
 
 
+BIG = {"rows": 400_000, "zipf": 0.0}
+
+
+def test_domains_of_one_kind_share_a_preference_and_those_of_another_have_another():
+    """Kinds go in turns; base rates stay each domain's own."""
+    log = generate(SyntheticOptions(**BIG, domains=5, kinds=2))
+    cube = preference(log)
+    for one in range(5):
+        for other in range(one):
+            gap = np.abs(cube[one] - cube[other]).mean() / cube[0].std()
+            assert gap < 0.2 if (one - other) % 2 == 0 else gap > 0.4, (one, other)
+    rate = log.group_by("domain").agg(pl.col("true_probability").mean()).sort("domain")
+    of_one_kind = rate["true_probability"].to_numpy()[::2]
+    assert np.diff(np.sort(of_one_kind)).min() > 0.005  # a mean of 80 000 rows errs by 0.001
+
+
+def test_an_auxiliary_domain_adds_a_deviation_of_its_own_of_the_planted_rank():
+    """What the true logits of the same rows gain by it, averaged in each (segment, category)."""
+    options = {"rows": 400_000, "domains": 3, "rank": 1}
+    plain, both = (generate(SyntheticOptions(**options, auxiliary=a)) for a in (0, 2))
+    truth = pl.col("true_probability")
+    gain = both.select((truth / (1 - truth)).log()) - plain.select((truth / (1 - truth)).log())
+    cells = both.with_columns(gain.to_series().alias("gain"))
+    cells = cells.group_by("auxiliary", "segment", "category").agg(pl.col("gain").mean())
+    cube = cells.sort("auxiliary", "segment", "category")["gain"].to_numpy().reshape(2, 8, 12)
+    for matrix in cube:
+        strength = np.linalg.svd(matrix, compute_uv=False)
+        assert strength[0] > 10 * strength[1]
+    assert abs(np.corrcoef(*cube.reshape(2, -1))[0, 1]) < 0.5
+
+
+def test_auxiliary_domains_are_drawn_evenly_and_independently_of_the_natural_ones():
+    log = generate(SyntheticOptions(domains=3, auxiliary=4))
+    share = log.group_by("domain").agg(
+        (pl.col("auxiliary") == f"auxiliary_{a:02d}").mean().alias(str(a)) for a in range(4)
+    )
+    np.testing.assert_allclose(share.drop("domain").to_numpy(), 0.25, atol=0.01)
+
+
+@pytest.mark.parametrize("options", [{"auxiliary": 3}, {"kinds": 2}])
+def test_a_new_option_moves_no_other_draw(options):
+    """Rows are the same but for their probabilities and clicks."""
+    plain = generate(SyntheticOptions(rows=2_000))
+    other = generate(SyntheticOptions(rows=2_000, **options))
+    drawn = [name for name in plain.columns if name not in ("label", "true_probability")]
+    assert other.select(drawn).equals(plain.select(drawn))
+    assert not other["true_probability"].equals(plain["true_probability"])
+
+
+def test_as_many_kinds_as_domains_are_no_kinds():
+    plain = generate(SyntheticOptions(rows=2_000, domains=5))
+    assert generate(SyntheticOptions(rows=2_000, domains=5, kinds=5)).equals(plain)
+
+
+def test_the_second_division_is_there_where_it_is_asked_for():
+    def divisions(**options):
+        table = open_source(DataConfig(source="synthetic", synthetic=SyntheticOptions(**options)))
+        columns = table.frame.collect_schema().names()
+        assert all(division.column in columns for division in table.divisions)
+        return [division.name for division in table.divisions]
+
+    assert divisions(rows=9) == ["domain"]
+    assert divisions(rows=9, auxiliary=2) == ["domain", "auxiliary"]
+
+
 def test_attributes_belong_to_their_user_or_item_and_the_hour_to_the_time(log):
     assert log.group_by("user").agg(pl.col("segment").n_unique())["segment"].max() == 1
     texts = log.with_columns(pl.col("tags").cast(pl.List(pl.String)).list.join(","))
@@ -116,7 +203,22 @@ def test_sizes_can_be_as_small_as_one():
     assert frame.height == 1
 
 
-@pytest.mark.parametrize("options", [{"rank": 5}, {"rank": 0}, {"rows": 0}, {"row": 10}])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"domains": 4, "kinds": 5}, "kinds: 5 is more than there are domains, 4: use at most 4"),
+        ({"auxiliary": 1}, "auxiliary: 1 domain .* divides nothing; use 2 or more, or 0"),
+    ],
+)
+def test_structure_that_cannot_be_is_refused_with_what_can(options, says):
+    with pytest.raises(ValidationError, match=says):
+        SyntheticOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 5}, {"rank": 0}, {"rows": 0}, {"row": 10}, {"kinds": 0}, {"auxiliary": -1}],
+)
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValidationError):
         SyntheticOptions.model_validate(options)

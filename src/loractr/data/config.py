@@ -130,7 +130,27 @@ class SyntheticOptions(Record):
     """Rank of each domain's deviation from the shared preference; 4 is full rank."""
     deviation: float = 1.0
     """Strength of the domains' deviation; 0 makes them differ in base rate only."""
+    kinds: PositiveInt | None = None
+    """Domains fall into this many kinds, in turns: those of one kind have the same deviation, and
+    differ in base rate only. Each has its own when absent."""
+    auxiliary: NonNegativeInt = 0
+    """Domains of a second division, `auxiliary`: drawn evenly, whatever the row's natural domain,
+    each with a deviation of its own, of the same rank and strength. 0: no such division."""
     seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.kinds is not None and self.kinds > self.domains:
+            raise ValueError(
+                f"kinds: {self.kinds} is more than there are domains, {self.domains}: use at most"
+                f" {self.domains}, or leave it out, so that each domain has its own deviation"
+            )
+        if self.auxiliary == 1:
+            raise ValueError(
+                "auxiliary: 1 domain has all rows and divides nothing; use 2 or more, or 0 for no"
+                " second division"
+            )
+        return self
 
 
 SourceName = Literal[

@@ -1,139 +1,146 @@
-"""Planted structure that needs a second division; and a domain too small for a model of its own.
+"""Planted structure of the synthetic source: a second division; similar domains; a small domain.
 
-    logit = <p_s, q_c> + <p_s, A_tab q_c> + <p_s, B_hour q_c>         s: segment, c: category
-
-A and B are products of rank 2, as strong as what is shared. The divisions are no inputs, so that
-the backbone can learn the shared part alone. The true probabilities are known: models are compared
-by their expected log loss on test rows under the truth, in nats, which has no noise of labels.
+Models see segment and category, and the divisions are no inputs, so that the backbone can learn the
+shared preference alone. The true probabilities are known: models are compared by their expected log
+loss on test rows under the truth, in nats, which has no noise of labels. Comments at thresholds say
+what was measured, seed by seed; a seed is that of the log and of the weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from loractr import prepare
+from loractr.adapters.gate import domain_weights
 from loractr.adapters.mlora import Rank
-from loractr.backbones import ModelConfig
-from loractr.config import METHODS, RunConfig, parse_config
-from loractr.data.config import DataConfig
-from loractr.data.rows import Rows
-from loractr.model import build
+from loractr.config import METHODS, parse_config
 from loractr.predict import assembled_logits, logits
-from loractr.schema import Division, Field, Schema
-from loractr.stage import Stage
-from loractr.training import fit, fits
+from loractr.training import fits
 
-LATENT, SEGMENTS, CATEGORIES, RANK = 4, 8, 12, 2
-SEEDS = 4
-SCHEMA = Schema(
-    fields=(
-        Field(name="segment", size=SEGMENTS + 1, unknown_rows=1),
-        Field(name="category", size=CATEGORIES + 1, unknown_rows=1),
-    ),
-    divisions=(
-        Division(name="tab", column="tab", domains=("a", "b", "c")),
-        Division(name="hour", column="hour", domains=("day", "night")),
-    ),
-)
-BASE = Stage(
-    name="", epochs=20, batch_size=256, learning_rate=5e-3, patience=3, select="pooled_auc"
-)
+SEEDS = range(3)
 
 
-@dataclass(frozen=True)
-class World:
-    """What `fit` reads of a prepared data set, and test rows."""
-
-    schema: Schema
-    train: Rows
-    validation: Rows
-    test: Rows
-
-
-def world(seed):
-    """A log of two divisions, each with a deviation of its own for each of its domains."""
-    rng = np.random.default_rng(seed)
-
-    def directions(*shape):
-        return np.linalg.qr(rng.normal(size=shape)).Q
-
-    def vectors(groups):
-        return np.sqrt(groups) * directions(groups, LATENT) / LATENT**0.25
-
-    segment, category = vectors(SEGMENTS), vectors(CATEGORIES)
-    deviations = []
-    for division in SCHEMA.divisions:
-        left, right = (directions(len(division.domains), LATENT, RANK) for _ in range(2))
-        deviations.append(np.sqrt(LATENT / RANK) * np.einsum("dkr,dlr->dkl", left, right))
-
-    def draw(rows):
-        s, c = rng.integers(SEGMENTS, size=rows), rng.integers(CATEGORIES, size=rows)
-        domains = np.stack([rng.integers(len(a), size=rows) for a in deviations], 1)
-        taste = np.eye(LATENT) + sum(a[domains[:, v]] for v, a in enumerate(deviations))
-        logit = np.einsum("nk,nkl,nl->n", segment[s], taste, category[c])
-        click = 1 / (1 + np.exp(-logit))
-        return Rows(
-            ids=np.stack([s + 1, c + 1], 1).astype(np.int32),
-            numbers=np.zeros((rows, 0), np.float32),
-            domains=domains.astype(np.int32),
-            row=np.arange(rows),
-            label=(rng.random(rows) < click).astype(np.float32),
-            oracle=click.astype(np.float32),
-        )
-
-    return World(SCHEMA, draw(8_000), draw(3_000), draw(10_000))
+def config_of(synthetic, method, training, seed, *, batch_norm):
+    return parse_config(
+        {
+            "data": {
+                "source": "synthetic",
+                "synthetic": {"users": 300, "items": 100, "seed": seed} | synthetic,
+                "fields": ["segment", "category"],
+                "domain_as_field": False,
+            },
+            "model": {
+                "backbone": "mlp",
+                "embedding_size": 8,
+                "embedding_std": 0.1,
+                "hidden_sizes": [32, 16],
+                "batch_norm": batch_norm,
+            },
+            "method": method,
+            "training": {
+                "learning_rate": 0.01,
+                "select": "log_loss",
+                **training,
+            },
+            "seed": seed,
+        }
+    )
 
 
 def expected_log_loss(logit, truth):
-    """Mean over rows of what the log loss would be on average, if labels were drawn anew."""
+    """Of each row, what the log loss would be on average, if labels were drawn anew."""
     logit, truth = logit.astype(np.float64), truth.astype(np.float64)
-    return np.mean(np.logaddexp(0, logit) - truth * logit)
+    return np.logaddexp(0, logit) - truth * logit
 
 
-def loss_of(name, data, seed):
-    options = {} if name == "mix" else {"rank": Rank(fixed=8)}
-    if name == "multilora":
-        options["divisions"] = ("tab", "hour")
-    method = METHODS[name](name=name, **options)
-    config = RunConfig(
-        data=DataConfig(source="synthetic"),
-        model=ModelConfig(
-            backbone="mlp",
-            embedding_size=8,
-            embedding_std=0.1,
-            hidden_sizes=(32, 16),
-            batch_norm=True,
-        ),
-        method=method,
-        seed=seed,
-    )
-    model = build(config, data.schema)
-    fit(model, data, method.stages(BASE, norm=True), seed=seed)
-    return expected_log_loss(logits(model, data.test, data.schema), data.test.oracle)
+def beyond_seeds(gap):
+    """Whether the mean over seeds is more than three standard errors from zero."""
+    return gap.mean() > 3 * gap.std(ddof=1) / np.sqrt(len(gap))
+
+
+# --- two divisions ---
+
+TWO_DIVISIONS = {"rows": 15_000, "domains": 3, "zipf": 0.0, "deviation": 1.5, "auxiliary": 2}
+STEPS = {"epochs": 15, "patience": 4, "batch_size": 512}
+MANY = ("multilora", "multilora_add", "multilora_avg")
+
+
+def with_permuted_auxiliary(data):
+    """The same rows with auxiliary domains that say nothing about them."""
+    random = np.random.default_rng(99)
+
+    def permuted(rows):
+        domains = rows.domains.copy()
+        domains[:, 1] = random.permutation(domains[:, 1])
+        return replace(rows, domains=domains)
+
+    parts = {part: permuted(getattr(data, part)) for part in ("train", "validation", "test")}
+    return replace(data, **parts)
+
+
+def losses_of(seed, folder):
+    """Expected log loss by method; all of them start with the same mix model."""
+
+    def method(name):
+        divisions = {"divisions": ["domain", "auxiliary"]} if name in MANY else {}
+        return {"name": name, "rank": {"fixed": 8}} | divisions
+
+    def trained(name, data, out, start=None):
+        made = {"name": "mix"} if name == "mix" else method(name)
+        config = config_of(TWO_DIVISIONS, made, STEPS, seed, batch_norm=True)
+        (folder / out).mkdir()
+        return fits.train(config, data, folder / out, start=start).model
+
+    plain = config_of(TWO_DIVISIONS, {"name": "mix"}, STEPS, seed, batch_norm=True)
+    data = fits.Data.of(prepare(plain.data, folder / "prepared"))
+    models = {"mix": trained("mix", data, "mix")}
+    start = models["mix"].state_dict()
+    for name in ("shared_adapter", "singlelora", *MANY):
+        models[name] = trained(name, data, name, start)
+    control = with_permuted_auxiliary(data)
+    models["permuted"] = trained("multilora", control, "permuted", start)
+    rows = {name: control.test if name == "permuted" else data.test for name in models}
+    return {
+        name: expected_log_loss(logits(model, rows[name], data.schema), data.test.oracle).mean()
+        for name, model in models.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def losses():
-    """Expected log loss by method, for worlds and initial weights of several seeds."""
-    methods = ("mix", "shared_adapter", "singlelora", "multilora")
-    worlds = [world(seed) for seed in range(SEEDS)]
-    return {m: np.array([loss_of(m, w, s) for s, w in enumerate(worlds)]) for m in methods}
+def losses(tmp_path_factory):
+    """Method -> expected log loss by seed."""
+    found = [losses_of(seed, tmp_path_factory.mktemp(f"seed-{seed}")) for seed in SEEDS]
+    return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("better", "worse"),
     [
-        ("multilora", "singlelora"),  # the second division is worth having
-        ("singlelora", "mix"),  # so is the first
-        ("singlelora", "shared_adapter"),  # and that is not owed to training longer
+        # gains in thousandths of a nat, seeds 0 to 2, and one more that the test leaves out
+        ("singlelora", "mix"),  # 57, 53, 38, 90: the first division is worth its experts
+        ("singlelora", "shared_adapter"),  # 56, 50, 36, 87: not owed to training longer
+        ("multilora", "singlelora"),  # 27, 12, 33, 21: so is the second
+        ("multilora_add", "singlelora"),  # 31, 14, 33, 20: by a sum too
+        ("multilora_avg", "singlelora"),  # 26, 12, 31, 15: and by a mean
+        ("multilora", "permuted"),  # 23, 14, 32, 21: owed to what the second division says
     ],
 )
 def test_each_division_is_worth_its_experts_beyond_the_noise_of_seeds(losses, better, worse):
     gap = losses[worse] - losses[better]
-    assert gap.mean() > 2 * gap.std(ddof=1), losses  # measured: 3.3 to 5.3
-    assert gap.min() > 0.005, losses
+    assert beyond_seeds(gap), losses
+    assert gap.min() > 0.006, losses
+
+
+@pytest.mark.slow
+def test_a_second_division_that_says_nothing_gains_nothing(losses):
+    """Of what MultiLoRA gains over SingleLoRA, the control gains less than a third: measured 4.2,
+    -1.9, 0.5 and -0.3 thousandths of a nat, of 27, 12, 33 and 21 (seeds 0 to 3)."""
+    control = losses["singlelora"] - losses["permuted"]
+    multi = losses["singlelora"] - losses["multilora"]
+    assert (control < multi / 3).all(), losses
+    assert not beyond_seeds(control), losses
 
 
 @pytest.mark.slow
@@ -144,24 +151,56 @@ def test_an_adapter_for_all_rows_finds_nothing_that_is_a_domains(losses):
     assert (control < single / 3).all(), losses
 
 
-def test_the_world_has_what_it_says():
-    """One division explains a part of the truth, both explain all of it."""
-    data = world(0)
-    rows = data.test
-    truth = np.log(rows.oracle / (1 - rows.oracle)).astype(np.float64)
-    columns = [*rows.ids.T, *rows.domains.T]
+# --- similar domains ---
 
-    def unexplained(places):
-        """Share of the truth's variance within groups of equal values in these columns."""
-        _, group = np.unique(np.stack([columns[p] for p in places]), axis=1, return_inverse=True)
-        group = group.reshape(-1)
-        mean = np.bincount(group, truth) / np.bincount(group)
-        return np.var(truth - mean[group]) / np.var(truth)
+SMALL = 500  # training rows; of ten domains two have more, and the smallest has about 40
+SIMILAR = {"rows": 10_000, "domains": 10, "zipf": 2.0, "deviation": 1.5}
 
-    shared, tab, both = (unexplained(range(2 + n)) for n in range(3))
-    assert both < 1e-6
-    assert 0.05 < tab < 0.8 * shared
-    assert shared < 0.8
+
+def gain_of_the_gate(synthetic, seed, folder):
+    """MoE-MLoRA's expected log loss in the small domains, less than of each one's own expert by so
+    much; and the gate's weights there of an expert of the same kind, and of another kind."""
+    method = {"name": "moe_mlora", "rank": {"fixed": 8}}
+    gate = {"gate": {"learning_rate": 0.05}}
+    training = {"epochs": 30, "patience": 5, "batch_size": 128, "stages": gate}
+    config = config_of(synthetic, method, training, seed, batch_norm=False)
+    data = fits.Data.of(prepare(config.data, folder / "prepared"))
+    (folder / "moe").mkdir()
+    model = fits.train(config, data, folder / "moe").model
+
+    small = np.bincount(data.train.domains[:, 0]) < SMALL
+    rows = data.test.take(np.flatnonzero(small[data.test.domains[:, 0]]))
+    own = replace(model.routing, mixed=False)
+    mixed, alone = (
+        expected_log_loss(logits(model, rows, data.schema, routing=r), rows.oracle).mean()
+        for r in (model.routing, own)
+    )
+    places = np.array([int(name[-2:]) for name in data.schema.divisions[0].domains])
+    kind = places % synthetic.get("kinds", len(places))
+    same = kind[:, None] == kind
+    others = same & ~np.eye(len(kind), dtype=bool)
+    (weights, *_) = domain_weights(model).values()  # one gate for all layers
+    weights = weights.numpy()[small]
+    return alone - mixed, [weights[mask[small]].mean() for mask in (others, ~same) if mask.any()]
+
+
+@pytest.mark.slow
+def test_small_domains_gain_from_the_experts_of_similar_ones_and_from_no_others(tmp_path):
+    """Two kinds of domains, and as a control the same log with each domain of its own kind."""
+
+    def found(name, synthetic):
+        for seed in SEEDS:
+            folder = tmp_path / f"{name}-{seed}"
+            folder.mkdir()
+            yield gain_of_the_gate(synthetic, seed, folder)
+
+    gains, weights = map(np.array, zip(*found("kinds", SIMILAR | {"kinds": 2}), strict=True))
+    control = np.array([gain for gain, _ in found("own", SIMILAR)])
+    assert beyond_seeds(gains), gains  # measured: .0087, .0084, .0100; with another seed .0160
+    assert gains.min() > 0.004, gains
+    assert (control < gains / 3).all(), (control, gains)  # .0015, 0, 0: the gate left aside
+    same, other = weights.T  # of one expert: .075 and .022, .101 and .050, .061 and .020
+    assert (same > 1.4 * other).all(), weights
 
 
 # --- a domain that is too small for a model of its own ---

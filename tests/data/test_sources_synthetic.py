@@ -6,12 +6,15 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from pydantic import ValidationError
 from sklearn.metrics import log_loss, roc_auc_score
 
+from loractr.config import dump_config, parse_config
 from loractr.data.config import DataConfig, SyntheticOptions
 from loractr.data.sources import open_source
 from loractr.data.sources.synthetic import generate
+from loractr.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def test_domains_of_one_kind_share_a_preference_and_those_of_another_have_anothe
 def test_an_auxiliary_domain_adds_a_deviation_of_its_own_of_the_planted_rank():
     """What the true logits of the same rows gain by it, averaged in each (segment, category)."""
     options = {"rows": 400_000, "domains": 3, "rank": 1}
-    plain, both = (generate(SyntheticOptions(**options, auxiliary=a)) for a in (0, 2))
+    plain, both = (generate(SyntheticOptions(**options, auxiliary=a)) for a in (None, 2))
     truth = pl.col("true_probability")
     gain = both.select((truth / (1 - truth)).log()) - plain.select((truth / (1 - truth)).log())
     cells = both.with_columns(gain.to_series().alias("gain"))
@@ -207,17 +210,24 @@ def test_sizes_can_be_as_small_as_one():
     ("options", "says"),
     [
         ({"domains": 4, "kinds": 5}, "kinds: 5 is more than there are domains, 4: use at most 4"),
-        ({"auxiliary": 1}, "auxiliary: 1 domain .* divides nothing; use 2 or more, or 0"),
+        ({"auxiliary": 1}, "auxiliary: input should be greater than or equal to 2, not 1"),
     ],
 )
 def test_structure_that_cannot_be_is_refused_with_what_can(options, says):
-    with pytest.raises(ValidationError, match=says):
-        SyntheticOptions(**options)
+    data = {"source": "synthetic", "synthetic": options}
+    with pytest.raises(ConfigError, match=says):
+        parse_config({"data": data, "method": {"name": "mix"}})
+
+
+def test_structure_that_is_not_asked_for_is_not_written_out():
+    """A run of before these options goes on: its configuration reads as it did."""
+    text = dump_config(parse_config({"data": {"source": "synthetic"}, "method": {"name": "mix"}}))
+    assert not {"kinds", "auxiliary"} & yaml.safe_load(text)["data"]["synthetic"].keys()
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"rank": 5}, {"rank": 0}, {"rows": 0}, {"row": 10}, {"kinds": 0}, {"auxiliary": -1}],
+    [{"rank": 5}, {"rank": 0}, {"rows": 0}, {"row": 10}, {"kinds": 0}, {"auxiliary": 0}],
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValidationError):

@@ -133,9 +133,9 @@ class SyntheticOptions(Record):
     kinds: PositiveInt | None = None
     """Domains fall into this many kinds, in turns: those of one kind have the same deviation, and
     differ in base rate only. Each has its own when absent."""
-    auxiliary: NonNegativeInt = 0
-    """Domains of a second division, `auxiliary`: drawn evenly, whatever the row's natural domain,
-    each with a deviation of its own, of the same rank and strength. 0: no such division."""
+    auxiliary: Annotated[int, Bound(ge=2)] | None = None
+    """Domains of a second division, `auxiliary`, drawn evenly whatever the row's natural domain:
+    each has a deviation of the same rank and strength. No such division when absent."""
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
@@ -144,11 +144,6 @@ class SyntheticOptions(Record):
             raise ValueError(
                 f"kinds: {self.kinds} is more than there are domains, {self.domains}: use at most"
                 f" {self.domains}, or leave it out, so that each domain has its own deviation"
-            )
-        if self.auxiliary == 1:
-            raise ValueError(
-                "auxiliary: 1 domain has all rows and divides nothing; use 2 or more, or 0 for no"
-                " second division"
             )
         return self
 

@@ -5,7 +5,7 @@ For a row of user u, item i, domain d and auxiliary domain a, with latent vector
     logit = rate_d + <p_u, (1 + deviation * (A_d + B_a)) q_i> + bias_u + bias_i + tags + context
     p_u   = segment's vector + a little of the user's own;  q_i = category's vector + its own
     A_d   = left_d right_d^T, of rank `rank`: what a domain prefers differently
-    B_a   = the same for the domains of a second division; 0 where `auxiliary` is 0, the default
+    B_a   = the same for the domains of a second division; 0 without `auxiliary`
 
 The shared preference is learnt from all rows, which a model of one domain alone does not have.
 The deviation is a product of three (segment, category, domain), which a shared model finds hard
@@ -147,7 +147,7 @@ class _World:
             item_bias=rng.normal(0, 0.3, options.items) + tag_mean - 0.2 * (np.log(price) - 3.0),
             rate=rng.normal(-1.0, 0.5, options.domains),
             deviation=deviation,
-            auxiliary=_deviations(options.auxiliary, options, aside),
+            auxiliary=_deviations(options.auxiliary or 0, options, aside),
             hour=0.3 * np.cos((np.arange(24) - 20) / 24 * 2 * np.pi),
             device=rng.normal(0, 0.2, len(_DEVICES)),
         )

@@ -231,7 +231,7 @@ def test_it_has_as_many_parameters_as_its_formula(name, options, size):
     assert sum(p.numel() for p in made.parameters()) == size
 
 
-@pytest.mark.parametrize("name", ["nfm", "pnn", "fibinet", "deepfm"])
+@pytest.mark.parametrize("name", ["nfm", "pnn", "fibinet"])
 @pytest.mark.parametrize(
     ("widths", "numbers", "found"),
     [

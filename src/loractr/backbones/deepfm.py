@@ -7,13 +7,11 @@ from loractr.backbones.features import Backbone, Hidden, deep_tower, field_vecto
 from loractr.batch import Route
 from loractr.layers.embedding import Embedded, Widths
 from loractr.layers.fm import fm
-from loractr.layers.product import pair_count
 
 
 class DeepFM(Backbone):
-    """logit = head(tower(flat)) + linear + Σ_{i<j} ⟨e_i, e_j⟩.
+    """logit = head(tower(flat)) + linear + Σ_{i<j} ⟨e_i, e_j⟩; a field alone has no pairs to sum.
 
-    Raises: ConfigError: fewer than two fields take part in interactions.
     Source: Guo et al., DeepFM, IJCAI 2017.
     """
 
@@ -25,7 +23,6 @@ class DeepFM(Backbone):
         super().__init__(config, widths, generator)
         self.tower = deep_tower(config, widths.flat, generator)
         self.pairwise = field_vectors(config, widths, generator)
-        pair_count(self.pairwise.fields, wanted_by=config.backbone)
         self.out_features = self.tower.out_features
 
     def forward(self, features: Embedded, route: Route) -> Hidden:

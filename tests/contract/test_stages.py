@@ -36,12 +36,17 @@ def test_what_a_stage_does_not_train_stays_bit_identical(method, backbone):
 
 
 def test_each_stage_keeps_its_best_and_not_its_last(method, backbone):
-    """Best of all its validations, each expert's own in an independent stage; and what it says is
-    what the kept weights are worth. Steps are so large that some last one is not the best."""
+    """Steps are so large that some last one is not the best, with the first seed or the next."""
+    assert any(a_last_one_was_worse_than_what_was_kept(method, backbone, seed) for seed in range(4))
+
+
+def a_last_one_was_worse_than_what_was_kept(method, backbone, seed):
+    """Asserts that every stage keeps the best of all its validations, each expert's own in an
+    independent stage, and that what it says is what the kept weights are worth."""
     model, lost = moved(method, backbone, batch_norm=True), False
     for stage in stages_of(method, backbone):
         wild = {"learning_rate": 0.3, "epochs": 5, "patience": 5, "select": "log_loss"}
-        history = fit(model, Data(), [stage.model_copy(update=wild)], seed=0)
+        history = fit(model, Data(), [stage.model_copy(update=wild)], seed=seed)
         (result,), seen = history.stages, {}
         for told in history.validations:
             seen.setdefault(told.domain, []).append(told.value)
@@ -59,7 +64,7 @@ def test_each_stage_keeps_its_best_and_not_its_last(method, backbone):
         z = logits(model, rows, SCHEMA, routing=routing)
         found = np.logaddexp(0, np.where(rows.label == 1, -z, z)).mean()
         assert -found == pytest.approx(result.value, abs=1e-9)
-    assert lost
+    return lost
 
 
 def test_the_same_seed_trains_the_same_weights(method, backbone):

@@ -178,10 +178,10 @@ def _one_seed(
 
 
 def _first_domain_stages(config: RunConfig, data: Data) -> tuple[Stage, ...]:
-    if config.method.domain_models == "none":
+    owners = config.method.owners(data.schema)
+    if not owners:
         return ()
-    name = config.method.natural(data.schema)
-    return config.domain_stages(name, data.schema.division(name).domains[0])
+    return config.domain_stages(config.method.natural(data.schema), owners[0])
 
 
 def _begin(config: RunConfig, out: Path, resume: bool) -> bool:

@@ -14,8 +14,7 @@ from loractr.errors import AdapterError
 from loractr.layers.linear import Linear
 from loractr.model import build
 from loractr.schema import Division, Field, Schema
-from loractr.stage import Stage
-from loractr.training.freeze import matches
+from loractr.stage import Stage, matches
 
 DOMAINS = ("a", "b", "c")
 SCHEMA = Schema(

@@ -27,8 +27,7 @@ from loractr.data.config import DataConfig
 from loractr.errors import AdapterError, ConfigError
 from loractr.model import build
 from loractr.schema import Division, Field, Schema
-from loractr.stage import Stage
-from loractr.training.freeze import matches
+from loractr.stage import Stage, matches
 
 DOMAINS = ("a", "b", "c")
 SIZES = (6, 5)

@@ -18,8 +18,7 @@ from loractr.errors import AdapterError, ConfigError, UsageError
 from loractr.layers.norm import DomainNorm
 from loractr.model import build
 from loractr.schema import Division, Field, Schema
-from loractr.stage import Stage
-from loractr.training.freeze import matches
+from loractr.stage import Stage, matches
 
 DIVISIONS = (
     Division(name="tab", column="tab", domains=("a", "b", "c")),

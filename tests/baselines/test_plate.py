@@ -14,9 +14,8 @@ from loractr.errors import ConfigError, UsageError
 from loractr.layers.embedding import Embedded, Embedding, Widths
 from loractr.model import build
 from loractr.schema import Division, Field, Schema
-from loractr.stage import Stage
+from loractr.stage import Stage, matches
 from loractr.training import fit
-from loractr.training.freeze import matches
 
 TAB = Division(name="tab", column="tab", domains=("a", "b", "c"))
 SCHEMA = Schema(

@@ -6,8 +6,8 @@ import torch
 
 from contract.world import SCHEMA, TRAINED, Data, moved, only, stages_of
 from loractr.predict import logits
+from loractr.stage import matches
 from loractr.training import fit
-from loractr.training.freeze import matches
 from loractr.training.loop import routing_of
 
 pytestmark = pytest.mark.parametrize(("method", "backbone"), TRAINED)

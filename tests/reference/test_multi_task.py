@@ -12,6 +12,7 @@ from loractr.batch import Batch, Route
 from loractr.config import parse_config
 from loractr.model import build
 from loractr.schema import Division, Field, Schema
+from reference.world import away_from_its_start
 
 DOMAINS = 3
 SCHEMA = Schema(
@@ -31,15 +32,7 @@ def model_of(method, *, batch_norm=True, hidden_sizes=(6, 5), **options):
             "method": {"name": method, **options},
         }
     )
-    model = build(config, SCHEMA).double().eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.7, generator=generator)
-        for name, buffer in model.named_buffers():
-            if "running" in name:
-                buffer.uniform_(0.5, 2.0, generator=generator)
-    return model
+    return away_from_its_start(build(config, SCHEMA).double().eval())
 
 
 def batch_of(ids=IDS):

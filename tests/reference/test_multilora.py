@@ -22,6 +22,7 @@ from loractr.schema import Division, Field, Schema
 from loractr.stage import Stage
 from loractr.training import fit
 from loractr.training.loop import domain_means
+from reference.world import away_from_its_start
 
 USERS, ITEMS, TAGS, SIZES = 9, 7, 6, (3, 2)
 SCHEMA = Schema(
@@ -53,15 +54,7 @@ def model_of(name="multilora", *, batch_norm=True, **options):
             "method": {"name": name, "rank": {"fixed": [3, 2]}, **options},
         }
     )
-    model = build(config, SCHEMA).double().eval()
-    random = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.6, generator=random)
-        for key, buffer in model.named_buffers():
-            if "running" in key:
-                buffer.uniform_(0.5, 2.0, generator=random)
-    return model
+    return away_from_its_start(build(config, SCHEMA).double().eval(), std=0.6)
 
 
 def rows_of(domains, seed=0):

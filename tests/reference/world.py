@@ -39,11 +39,15 @@ def model_of(method, backbone, *, batch_norm, training=False, **options):
             "method": {"name": method, **options},
         }
     )
-    model = build(config, SCHEMA).double().train(training)
+    return away_from_its_start(build(config, SCHEMA).double().train(training))
+
+
+def away_from_its_start(model, std=0.7):
+    """The model, all its tensors drawn anew, so that each of them counts."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.7, generator=generator)
+            parameter.normal_(std=std, generator=generator)
         for name, buffer in model.named_buffers():
             if "running" in name:
                 buffer.uniform_(0.5, 2.0, generator=generator)

@@ -15,9 +15,9 @@ from loractr.layers.embedding import Table
 from loractr.layers.norm import BatchNorm
 from loractr.model import build
 from loractr.schema import Field
-from loractr.stage import Stage
+from loractr.stage import Stage, matches
 from loractr.training import fit
-from loractr.training.freeze import freeze_all_but, matches, moving_tensors
+from loractr.training.freeze import freeze_all_but, moving_tensors
 
 
 @pytest.fixture

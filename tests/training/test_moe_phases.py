@@ -17,10 +17,9 @@ from loractr.batch import Bag, Batch, Route
 from loractr.data.loader import collate
 from loractr.data.order import shuffled
 from loractr.predict import logits
-from loractr.stage import Stage
+from loractr.stage import Stage, matches
 from loractr.training import fit
 from loractr.training.events import Validated
-from loractr.training.freeze import matches
 
 SEED = 5
 BASE = Stage(name="", epochs=2, batch_size=16, learning_rate=0.05, patience=2)

@@ -32,7 +32,7 @@ class Scorer:
         config: The run that made the model.
         encoders: Fitted on the training rows; they hold the schema.
         model: The shared model, in evaluation mode.
-        domain_models: Domain → whole model of its own (methods `single` and `finetune`).
+        domain_models: Domain → whole model of its own (`single`, `finetune`, `plate`).
     """
 
     config: RunConfig

@@ -147,7 +147,7 @@ class _Fits:
         schema = self.data.schema
         name = self.config.method.natural(schema)
         place = [division.name for division in schema.divisions].index(name)
-        for number, domain in enumerate(schema.division(name).domains):
+        for number, domain in enumerate(self.config.method.owners(schema)):
             stages = self.config.domain_stages(name, domain)
             judged = bool((self.data.validation.domains[:, place] == number).any())
             if not judged:

@@ -95,22 +95,32 @@ def _choices(plan: Plan) -> str:
 
 
 def _differences(plan: Plan, measure: str) -> str:
-    """Mean over seeds of the difference to each reference, with the 95 % t-interval."""
-    rows = []
-    for place, reference in enumerate(plan.references):
-        for arm in plan.arms:
-            if arm in plan.references[: place + 1]:
-                continue  # itself, or told already with its sign turned
-            cells = [(plan.cell(arm, v), plan.cell(reference, v)) for v in plan.variants]
-            found = [paired(one, two, plan.measures[measure]) for one, two in cells]
-            if any(found):
-                shown = [interval(values) if values else "" for values in found]
-                rows.append([arm, reference, *shown])
-    if not rows:
-        return ""
-    names = [measure] if plan.variants == (None,) else [str(v) for v in plan.variants]
+    """Mean over seeds of the difference to each reference, with the 95 % t-interval. References
+    stand across; with variants downwards, and the variants across."""
+    arms, references = plan.arms, plan.references
+    if plan.variants == (None,):
+        left, head = 1, ["arm", *(f"minus {reference}" for reference in references)]
+        rows = [[a, *(_difference(plan, a, r, None, measure) for r in references)] for a in arms]
+    else:
+        left, head = 2, ["arm", "minus", *(str(variant) for variant in plan.variants)]
+        rows = [
+            [a, r, *(_difference(plan, a, r, variant, measure) for variant in plan.variants)]
+            for r in references
+            for a in arms
+        ]
+    rows = [row for row in rows if any(row[left:])]
     title = f"Paired differences in {measure}, seed by seed, with 95 % t-intervals:\n\n"
-    return title + _markdown([["arm", "minus", *names], *rows], left=2)
+    return title + _markdown([head, *rows], left=left) if rows else ""
+
+
+def _difference(plan: Plan, arm: str, reference: str, variant: str | None, measure: str) -> str:
+    """Nothing of an arm and itself, and where the pair is told already with its sign turned."""
+    references = plan.references
+    if arm in references[: references.index(reference) + 1]:
+        return ""
+    one, two = plan.cell(arm, variant), plan.cell(reference, variant)
+    values = paired(one, two, plan.measures[measure])
+    return interval(values) if values else ""
 
 
 def paired(one: Cell, two: Cell, path: str) -> list[float]:

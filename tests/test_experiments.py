@@ -355,12 +355,45 @@ def test_differences_are_paired_by_seed_with_students_interval(tmp_path):
     low, high = scipy.stats.t.interval(
         0.95, 2, loc=statistics.mean(values), scale=scipy.stats.sem(values)
     )
-    line = f"| retune | mix | {statistics.mean(values):+.4f} [{low:+.4f}, {high:+.4f}] |"
-    assert line in tables.tables(plan).splitlines()
+    shown = tables.tables(plan).splitlines()
+    assert f"| retune | {statistics.mean(values):+.4f} [{low:+.4f}, {high:+.4f}] |" in shown
     plan.cell("mix").result(1).unlink()
     assert tables.paired(plan.cell("retune"), plan.cell("mix"), "test.pooled.auc") == pytest.approx(
         [0.01, 0.01]
     )
+
+
+def test_references_stand_across_and_each_pair_is_told_once(tmp_path):
+    plan = made(
+        tmp_path,
+        arms={**VALUES["arms"], "other": VALUES["arms"]["retune"]},
+        compare_to=["mix", "retune"],
+    )
+    try_all(plan)
+    run_seeds(plan, "mix", [0.5])
+    run_seeds(plan, "retune", [0.75])
+    run_seeds(plan, "other", [0.25])
+    shown = tables.tables(plan).splitlines()
+    head = shown.index("| arm | minus mix | minus retune |")
+    assert shown[head + 1 : head + 4] == [
+        "|---|--:|--:|",
+        "| retune | +0.2500 (1 seed) |  |",
+        "| other | -0.2500 (1 seed) | -0.5000 (1 seed) |",
+    ]
+
+
+def test_with_variants_across_references_stand_downwards(tmp_path):
+    arms = {**VALUES["arms"], "mix": {**VALUES["arms"]["mix"], "published": {}}}
+    plan = made(tmp_path, arms=arms, variants=BACKBONES, choose_on="mlp")
+    try_all(plan, variant="mlp")
+    run_seeds(plan, "mix", [0.5], "deepfm")
+    run_seeds(plan, "retune", [0.75], "deepfm")
+    shown = tables.tables(plan).splitlines()
+    head = shown.index("| arm | minus | mlp | deepfm |")
+    assert shown[head + 1 : head + 3] == [
+        "|---|---|--:|--:|",
+        "| retune | mix |  | +0.2500 (1 seed) |",
+    ]
 
 
 def test_the_quantiles_are_students():

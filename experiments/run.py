@@ -75,7 +75,7 @@ class Queue:
             for cell in self.cells:
                 if seed in cell.seeds and not cell.done(seed):
                     found += self._chosen(cell, seed)
-        return list({task.target: task for task in reversed(found)}.values())[::-1]
+        return list({task.target: task for task in found}.values())
 
     def _trials(self, cell: Cell) -> list[Task]:
         """What is left of the trials, or what has to be run before them."""

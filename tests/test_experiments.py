@@ -200,6 +200,19 @@ def test_the_queue_begins_with_trials_and_ends_with_nothing_left(tmp_path):
     assert queue(plan).open() == []
 
 
+def test_trials_of_a_later_arm_come_before_the_seeds_of_an_earlier_one(tmp_path):
+    single = {
+        "config": {"method": {"name": "single"}},
+        "grid": {"training.learning_rate": [0.1, 0.2]},
+    }
+    plan = made(tmp_path, arms=VALUES["arms"] | {"single": single})
+    try_all(plan)
+    trials = [path.stem for path in plan.cell("single").trials]
+    assert len(trials) == 2
+    seeds = ["mix_seed-0", "mix_seed-1", "mix_seed-2"]
+    assert names(queue(plan).open()) == trials + seeds
+
+
 def test_a_run_starts_from_the_run_of_its_seed_which_is_made_again_where_it_is_missing(tmp_path):
     plan = made(tmp_path)
     try_all(plan)

@@ -53,11 +53,15 @@ def assert_agree(found, expected, precision):
 
 @pytest.mark.parametrize("method", sorted(ADAPTERS | PLAIN))
 def test_a_fresh_model_is_the_plain_backbone_to_the_bit(method, backbone):
-    """Before the first step nothing that an adapter adds has any effect."""
+    """Before the first step nothing that an adapter adds has any effect. Rows stand as the model
+    sorts them: where a row stands in a batch may move its last bit on some processors."""
     config = config_of(method, backbone)
     plain = build_plain(config.model, SCHEMA, torch.Generator().manual_seed(config.seed)).eval()
     model = build(config, SCHEMA).eval()
-    assert scores(model, rows_of()) == scores(plain, rows_of())
+    rows = rows_of()
+    rows = rows.take(batch_of(model, rows).row.numpy())
+    assert batch_of(model, rows).row.equal(batch_of(plain, rows).row)
+    assert scores(model, rows) == scores(plain, rows)
 
 
 @pytest.mark.parametrize("method", sorted(ADAPTERS))

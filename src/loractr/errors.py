@@ -17,6 +17,7 @@ A message says what was wrong with its value, what would be right, and, on a lin
 starts with "Fix:", what to do. Each class also derives from the builtin that a caller would expect.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -139,3 +140,8 @@ def some(names: Iterable[object], limit: int = 8) -> str:
         return "none"
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Those that are there more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)

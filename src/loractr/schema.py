@@ -10,8 +10,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, model_validator
 
+from loractr.errors import repeated
+
 Kind = Literal["categorical", "numerical", "sequence"]
 Scaling = Literal["none", "standard", "min_max", "log1p"]
+IdType = Literal["integer", "boolean", "time", "text"]
+"""What the values of a column of ids are, which says when two of them are the same id:
+
+    integer   52, 52.0, "52" and "52.0" are one id
+    boolean   true, "True", 1 and "1" are one id
+    time      a moment is one id, whatever its unit and time zone
+    text      every text is an id of its own: "007" and "7", "2.0" and "2"
+"""
 
 
 class Record(BaseModel):
@@ -32,6 +42,9 @@ class Field(Record):
     kind: Kind = "categorical"
     """categorical: an id; numerical: a number; sequence: several ids, their embeddings averaged."""
 
+    id_type: IdType | None = None
+    """What its ids are; decided by the values of the training rows when absent, then fitted.
+    A fitted field without one is of a model older than this rule, and reads as that model did."""
     min_count: PositiveInt = 1
     """Ids seen in fewer training rows than this are treated as unknown (index 0)."""
     hash_buckets: PositiveInt | None = None
@@ -44,7 +57,8 @@ class Field(Record):
     """Whether the embedding is trained; only a pretrained one may be frozen."""
 
     separator: str | None = None
-    """Sequences stored as text: what stands between two ids. A list column needs none."""
+    """Sequences stored as text: what stands between two ids, blanks aside. Lists need none, be they
+    a list column or text like `[103, 107]` or `["a", "b"]`."""
     max_length: PositiveInt | None = None
     """Sequences are cut to their first `max_length` ids."""
 
@@ -72,7 +86,7 @@ class Field(Record):
     @model_validator(mode="after")
     def _options_fit_the_kind(self) -> Self:
         numbers, ids = {"scaling", "missing"}, {"min_count", "hash_buckets", "embedding_size"}
-        ids |= {"pretrained", "trainable"}
+        ids |= {"pretrained", "trainable", "id_type"}
         excluded = ids if self.kind == "numerical" else numbers
         if self.kind != "sequence":
             excluded = excluded | {"separator", "max_length"}
@@ -114,6 +128,8 @@ class Division(Record):
     """Cuts a number: one domain below the first threshold, one from each threshold on."""
     activeness: tuple[PositiveInt, ...] | None = None
     """Cuts by the number of *training* rows that share the column's value (a user's activeness)."""
+    id_type: IdType | None = None
+    """What the values of the column are, as for a field; means nothing with thresholds."""
     unseen: Literal["backbone", "error"] = "backbone"
     """Rows of a domain that had no training row: scored by the backbone alone, or an error."""
 
@@ -131,19 +147,24 @@ class Division(Record):
             if cuts is not None and (not cuts or list(cuts) != sorted(set(cuts))):
                 raise ValueError(f"thresholds must be one or more rising numbers, not {list(cuts)}")
         if self.groups is not None:
-            values = [str(value) for group in self.groups.values() for value in group]
-            twice = sorted({v for v in values if values.count(v) > 1})
+            twice = repeated(str(value) for group in self.groups.values() for value in group)
             if twice:
                 raise ValueError(f"a value belongs to one group only; listed twice: {twice}")
         return self
 
 
-_RULE = re.compile(r"(==|!=|>=|<=|>|<)\s*(-?\d+(?:\.\d+)?)")
+_RULE = re.compile(r"(==|!=|>=|<=|>|<)\s*(\S.*)")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def _is_rule(rule: str | None) -> str | None:
-    if rule is not None and not _RULE.fullmatch(rule.strip()):
-        raise ValueError(f"expected a comparison with a number, like '== 5' or '> 3', not {rule!r}")
+    match = None if rule is None else _RULE.fullmatch(rule.strip())
+    if rule is not None and match is None:
+        raise ValueError(
+            f"expected a comparison with a number or a text, like '== 5' or '== yes', not {rule!r}"
+        )
+    if match is not None and match[1] not in ("==", "!=") and not _NUMBER.fullmatch(match[2]):
+        raise ValueError(f"only == and != compare with text, not {rule!r}")
     return rule
 
 
@@ -153,13 +174,16 @@ class Label(Record):
     column: str = "label"
     """Column of the table that holds the label."""
     positive: Annotated[str | None, AfterValidator(_is_rule)] = None
-    """Rule that makes a row positive, like '== 5' or '> 3'; without it the column holds 0 and 1."""
+    """Rule that makes a row positive, like '== 5', '> 3' or '== yes' (text whatever its case);
+    without it the column holds 0 and 1, or true and false."""
 
     @property
-    def rule(self) -> tuple[str, float] | None:
-        """The rule as (operator, number)."""
+    def rule(self) -> tuple[str, float | str] | None:
+        """The rule as (operator, number or text)."""
         match = _RULE.fullmatch(self.positive.strip()) if self.positive else None
-        return (match[1], float(match[2])) if match else None
+        if match is None:
+            return None
+        return match[1], float(match[2]) if _NUMBER.fullmatch(match[2]) else match[2]
 
 
 class Schema(Record):
@@ -175,12 +199,14 @@ class Schema(Record):
     """Column of row weights (≥ 0), used in the loss and in every metric; 1 when absent."""
     group: str | None = None
     """Column whose values the grouped AUC (GAUC) averages over, usually the user."""
+    missing_values: tuple[str, ...] = ()
+    """Texts that stand for a missing value, in whatever column they are."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         for what in ("fields", "divisions"):
             names = [item.name for item in getattr(self, what)]
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = repeated(names)
             if twice:
                 raise ValueError(f"{what} with the same name: {', '.join(twice)}")
         return self

@@ -160,6 +160,13 @@ SourceName = Literal[
 ]
 
 
+MISSING_VALUES = (
+    *("", "NULL", "null", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT"),
+    *("\\N", "-", "–", "—"),
+)
+"""Texts that databases, pandas, R and spreadsheets write where there is no value."""
+
+
 class DataConfig(Record):
     """Where the rows come from and what they mean."""
 
@@ -179,6 +186,17 @@ class DataConfig(Record):
     """Column of row weights."""
     group: str | None = None
     """Column that the grouped AUC averages over, usually the user."""
+    missing_values: tuple[str, ...] = MISSING_VALUES
+    """Texts that stand for a missing value, in training and in scoring, whatever the file."""
+    encoding: str | None = None
+    """CSV files: their encoding, such as latin-1, gbk or utf-16; UTF-8, or what a byte-order mark
+    says, when absent."""
+    separator: Annotated[str | None, Bound(min_length=1, max_length=1)] = None
+    """CSV files: what stands between two values; detected (`,` `;` tab `|`) when absent."""
+    quote: Annotated[str | None, Bound(max_length=1)] = None
+    """CSV files: the quotation mark, `""` for none at all; `"` when absent."""
+    decimal: Literal[".", ","] = "."
+    """CSV files: the decimal mark of numbers."""
     split: Split = StratifiedSplit(kind="stratified")
     """How rows are dealt to train, validation and test."""
     deduplicate: bool | tuple[str, ...] = False

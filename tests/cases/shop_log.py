@@ -17,7 +17,7 @@ START = datetime(2026, 3, 1)
 
 
 def shop_log(rows: int = 600, seed: int = 0) -> pl.DataFrame:
-    """user_id and item_id (whole numbers), shop (text), price (float), ts (a time), click (0, 1)."""
+    """user_id and item_id (whole), shop (text), price (float), ts (a time), click (0 or 1)."""
     rng = np.random.default_rng(seed)
     user, item = rng.integers(1, 60, rows), rng.integers(100, 140, rows)
     minutes = np.sort(rng.integers(0, 14 * 24 * 60, rows))

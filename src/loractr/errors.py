@@ -96,11 +96,11 @@ class MissingColumnError(DataError, KeyError):
 class MalformedLineError(DataError):
     """A line of a text file that cannot be read. `line` counts from 1."""
 
-    def __init__(self, path: object, line: int, problem: str) -> None:
+    def __init__(self, path: object, line: int, problem: str, *, fix: str | None = None) -> None:
         self.path, self.line = path, line
         super().__init__(
             f"{path}, line {line}: {problem}.",
-            fix="correct or remove that line, or fetch the file again.",
+            fix=fix or "correct or remove that line, or fetch the file again.",
         )
 
 

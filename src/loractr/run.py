@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import yaml
 from loractr import native
 from loractr.artifact import save
 from loractr.artifact.base import Base, read_base
-from loractr.config import RunConfig, dump_config
+from loractr.config import RunConfig, dump_config, load_config
+from loractr.data.fingerprint import Identity
 from loractr.data.prepare import cached
 from loractr.data.store import Prepared
 from loractr.environment import cache_folder, differences, environment, threads
@@ -37,6 +39,9 @@ from loractr.training.fit import check_precision
 from loractr.training.fits import Data, Trained, build_model, ready_vectors, train
 
 log = logging.getLogger(__name__)
+
+DATA = "data.json"
+"""File beside a run's checkpoints: the identity of the data that it trains on."""
 
 
 def run(
@@ -75,9 +80,12 @@ def run(
     with threads(thread_count), native.use(config.kernels), _nothing_left_of_a_false_start(out):
         _check_precision(config, device)
         started = time.perf_counter()
-        prepared = cached(config.data, cache_folder() / "prepared")
+        identity = Identity.of(config.data)
+        _check_data(out, identity)
+        prepared = cached(config.data, cache_folder() / "prepared", identity)
         seconds = {"prepare": time.perf_counter() - started}
         config = _sized(config, prepared)
+        _note_data(out, identity)
         _check_environment(out / "checkpoint", device)
         started = time.perf_counter()
         data = Data.of(prepared)
@@ -188,7 +196,7 @@ def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
     """Make or check the run's folder; whether the run is finished already."""
     written = out / "config.yaml"
     if resume and written.exists():
-        before, now = yaml.safe_load(written.read_text()), yaml.safe_load(dump_config(config))
+        before, now = (yaml.safe_load(text) for text in (_reread(written), dump_config(config)))
         if before != now:
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             raise UsageError(
@@ -200,6 +208,35 @@ def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     write_file(written, dump_config(config).encode())
     return False
+
+
+def _reread(written: Path) -> str:
+    """A run's configuration with the defaults of this version, for keys that are newer than it."""
+    return dump_config(load_config(written))
+
+
+def _check_data(out: Path, identity: Identity) -> None:
+    """Refuse to go on over other rows: the same index would mean another id.
+
+    Raises:
+        CheckpointError: the data are not those that the run began with; what changed is named.
+    """
+    checkpoint = out / "checkpoint"
+    if not any(checkpoint.glob(f"*/{STATE}")):
+        return
+    path = checkpoint / DATA
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"format": 1}
+    if changes := identity.changes(before):
+        raise CheckpointError(
+            f"{out} began with other data: {'; '.join(changes)}.",
+            fix="train into a new folder, or put the data back as they were.",
+        )
+
+
+def _note_data(out: Path, identity: Identity) -> None:
+    path = out / "checkpoint" / DATA
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps(asdict(identity)).encode())
 
 
 def _check_precision(config: RunConfig, device: str) -> None:

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from loractr.data.config import DataConfig
+from loractr.data.config import MISSING_VALUES, DataConfig
 from loractr.data.resolve import resolve
 from loractr.data.sources import Table
 from loractr.errors import ConfigError
@@ -53,6 +53,7 @@ def test_a_bare_configuration_takes_everything_from_the_source():
         fields=(TABLE.fields["user"], TABLE.fields["movie"], Field(name="domain_gender")),
         divisions=TABLE.divisions,
         label=TABLE.label,
+        missing_values=MISSING_VALUES,
     )
 
 

@@ -264,7 +264,8 @@ def test_moments_that_do_not_fit_the_column_are_refused(split_of, times, moments
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        (["2022-05-01", "2022-05-02"], "is of type String; it must hold numbers, dates"),
+        (["2022-05-01", "31.12.2022"], r"such as '31\.12\.2022', which is not always"),
+        ([True, False], "is of type Boolean; it must hold numbers, dates"),
         ([1, None], r"1 rows have no time \(row 1, counted from 0\)"),
         ([float("nan"), 1.0], r"1 rows have no time \(row 0,"),
     ],

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 from pydantic import StringConstraints, ValidationError
 
 from loractr.batch import EVERY
+from loractr.data.encode import file_name
 from loractr.errors import ArtifactError, some
 from loractr.method import ALL_ROWS
 from loractr.model import CTRModel
@@ -46,8 +46,6 @@ FIRST_VERSION = "v1"
 Version = Annotated[str, StringConstraints(pattern=r"^v[1-9][0-9]*$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PerDomain = Literal["adapters", "domains"]
-
-_LONGEST_NAME = 120  # of a folder, in bytes; file systems allow 255
 
 
 class Active(Record):
@@ -99,14 +97,11 @@ def divisions_of(model: CTRModel, schema: Schema) -> list[Division]:
 def folder_name(name: str) -> str:
     """A folder for a domain or division of any name; different names have different folders.
 
-    Percent-encoded, a leading dot too. A long name keeps its beginning and gets a digest, the empty
-    one is "+": an encoded name has no "+" of its own.
+    As `file_name`, with a leading dot encoded too; the empty name is "+".
     """
-    safe = quote(name, safe=" ")
+    safe = file_name(name, longest=120)
     if safe.startswith("."):
         safe = "%2E" + safe[1:]
-    if len(safe) > _LONGEST_NAME:
-        return f"{safe[:80]}+{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     return safe or "+"
 
 

@@ -64,7 +64,7 @@ class Scorer:
             DataError: values that do not fit the schema.
             UsageError: `domain` is given for a model without divisions.
         """
-        table = _frame(frame)
+        table = as_frame(frame)
         if not table.width:  # no rows: an empty list says nothing of its columns
             return np.zeros(0, dtype=np.float32)
         forced = {} if domain is None else {self._forced_division(domain): domain}
@@ -87,13 +87,27 @@ class Scorer:
         return self.division
 
 
-def _frame(rows: RawRows) -> pl.DataFrame:
+def as_frame(rows: RawRows) -> pl.DataFrame:
+    """Raw rows as a frame. Values of one column may be of several types: each is read by itself.
+
+    Raises:
+        DataError: they make no table.
+    """
     if isinstance(rows, pl.DataFrame):
         return rows
     try:
+        if isinstance(rows, Mapping):
+            return pl.DataFrame([_column(name, values) for name, values in rows.items()])
         return pl.DataFrame(rows, infer_schema_length=None)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(
-            f"these rows make no table: {error}",
+            f"these rows make no table: {str(error)[:300]}",
             fix="give a polars frame, a list of values per column, or a list of one dict per row.",
         ) from error
+
+
+def _column(name: str, values: Sequence[Any]) -> pl.Series:
+    try:
+        return pl.Series(name, values)
+    except TypeError:  # as rows, polars finds a type for all of them
+        return pl.DataFrame([{name: value} for value in values], infer_schema_length=None)[name]

@@ -7,14 +7,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from loractr.data import canonical
+from loractr.data.id_type import IdTypes
 from loractr.data.partition import partitions
 from loractr.data.staging import Staged
 
 _ROW = "loractr row"
 
 
-def first_of_each(staged: Staged, columns: Sequence[str], scratch: Path) -> NDArray[np.bool_]:
+def first_of_each(
+    staged: Staged, columns: Sequence[str], scratch: Path, missing: tuple[str, ...] = ()
+) -> NDArray[np.bool_]:
     """Whether each staged row is the first with its values in `columns`; missing equals missing.
+    Text is compared as ids are read: where all values are whole numbers, 52 and 52.0 are the same.
 
     Rows are brought together by hash in parts on disk and compared there by their values.
 
@@ -22,9 +27,21 @@ def first_of_each(staged: Staged, columns: Sequence[str], scratch: Path) -> NDAr
         staged: The rows.
         columns: Columns to compare.
         scratch: Directory for temporary files.
+        missing: Texts that stand for a missing value.
     """
     keep = np.zeros(staged.rows, dtype=np.bool_)
-    batches = (frame.with_columns(pl.Series(_ROW, rows)) for rows, frame in staged.batches(columns))
+    types = {name: IdTypes(name) for name in columns if staged.types[name] == pl.String}
+    for _, frame in staged.batches(list(types)) if types else ():
+        for name, found in types.items():
+            found.observe(canonical.spelled(frame[name], name, missing))
+    readings = {name: canonical.Reading(found.decided(), missing) for name, found in types.items()}
+    batches = (
+        frame.with_columns(
+            *(canonical.ids(frame[name], name, reading) for name, reading in readings.items()),
+            pl.Series(_ROW, rows),
+        )
+        for rows, frame in staged.batches(columns)
+    )
     for part in partitions(batches, columns, scratch, staged.rows):
         first = part.unique(subset=list(columns), keep="first", maintain_order=True)
         keep[first[_ROW].to_numpy()] = True

@@ -5,7 +5,8 @@ cut at thresholds, or the number of training rows that share the value is (activ
 value is a domain of its own, `(missing)`, when training rows have it and no `rest` takes it in.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -14,10 +15,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical
-from loractr.data.canonical import Positions
-from loractr.data.vocabulary import ValueCounts, Vocabulary
-from loractr.errors import ConfigError, DataError, UnknownDomainError, some
-from loractr.schema import Division
+from loractr.data.canonical import Positions, Reading
+from loractr.data.vocabulary import IdCounts, ValueCounts, Vocabulary
+from loractr.errors import ConfigError, DataError, UnknownDomainError, repeated, some
+from loractr.schema import Division, IdType
 
 Domains = NDArray[np.int32]
 
@@ -38,11 +39,12 @@ class ByValue:
 
     vocabulary: Vocabulary
     domain: Domains
+    reading: Reading
     what: str
 
     def find(self, values: pl.Series, rows: Positions) -> Domains:
         """Domain of each value (N,), -1 where it is unseen."""
-        return self.domain[self.vocabulary.encode(_ids(values, self.what), what=self.what)]
+        return self.domain[self.vocabulary.encode(_ids(values, self.what, self.reading))]
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ class ByNumber:
 
     thresholds: tuple[float, ...]
     missing: int
+    missing_values: tuple[str, ...]
     what: str
 
     def find(self, values: pl.Series, rows: Positions) -> Domains:
         """Domain of each number (N,), -1 where it is missing and no training row was."""
-        numbers = canonical.numbers(values, self.what, rows)
+        numbers = canonical.numbers(values, self.what, rows, self.missing_values)
         cell = np.searchsorted(np.array(self.thresholds), numbers, side="right")
         return np.where(np.isnan(numbers), self.missing, cell).astype(np.int32)
 
@@ -67,54 +70,76 @@ class ByActiveness:
     counts: Vocabulary
     thresholds: tuple[int, ...]
     missing: int
+    reading: Reading
     what: str
 
     def find(self, values: pl.Series, rows: Positions) -> Domains:
         """Domain of each value (N,), -1 where it is missing and no training row was."""
         seen = np.concatenate([[0], self.counts.counts.to_numpy()])
-        values = _ids(values, self.what)
-        count = seen[self.counts.encode(values, what=self.what)]
+        values = _ids(values, self.what, self.reading)
+        count = seen[self.counts.encode(values)]
         cell = np.searchsorted(np.array(self.thresholds), count, side="right")
         return np.where(values.is_null().to_numpy(), self.missing, cell).astype(np.int32)
 
 
-def rule(division: Division, counts: Vocabulary | None = None) -> Rule:
+def rule(
+    division: Division, counts: Vocabulary | None = None, missing_values: tuple[str, ...] = ()
+) -> Rule:
     """The rule of a division: a fitted one, or one that declares its domains (groups, thresholds).
 
     Args:
         division: Its `domains`, where fitted, are what the rule points into.
         counts: Training rows of each value; needed for `activeness`.
+        missing_values: Texts that stand for a missing value.
     """
-    what = f"division {division.name!r}"
+    what, reading = f"division {division.name!r}", canonical.reading_of(division, missing_values)
     missing = division.domains.index(MISSING) if MISSING in division.domains else -1
     if division.thresholds is not None:
-        return ByNumber(division.thresholds, missing, what)
+        return ByNumber(division.thresholds, missing, missing_values, what)
     if division.activeness is not None:
         if counts is None:
             raise ValueError("a division by activeness needs the counts of training rows")
-        return ByActiveness(counts, division.activeness, missing, what)
+        return ByActiveness(counts, division.activeness, missing, reading, what)
     if division.groups is None:
         members: list[str | None] = [None if n == MISSING else n for n in division.domains]
         domain, other = list(range(len(members))), -1
     else:
-        pairs = [(v, d) for d, group in enumerate(division.groups.values()) for v in group]
-        members = [canonical.text(value) for value, _ in pairs]
-        domain, other = [d for _, d in pairs], -1
+        pairs = _members(division.groups, reading.id_type)
+        members, domain, other = [text for text, _ in pairs], [d for _, d in pairs], -1
         if division.rest is not None:
             other = len(division.groups)
         elif missing >= 0:
             members, domain = [*members, None], [*domain, missing]
-    if len(set(members)) < len(members):
-        twice = sorted({str(m) for m in members if members.count(m) > 1})
-        raise ConfigError([f"{what}: a value belongs to one group only; listed twice: {twice}"])
-    vocabulary = Vocabulary(canonical.narrowed(pl.Series(members, dtype=pl.String)))
-    return ByValue(vocabulary, np.array([other, *domain], dtype=np.int32), what)
+    ids = canonical.ids(pl.Series(members, dtype=pl.String), what, Reading(reading.id_type))
+    if twice := repeated(str(member) for member in ids.to_list()):
+        named = some(twice)
+        raise ConfigError([f"{what}: a value belongs to one group only; listed twice: {named}"])
+    vocabulary = Vocabulary(canonical.narrowed(ids))
+    return ByValue(vocabulary, np.array([other, *domain], dtype=np.int32), reading, what)
 
 
-def _ids(values: pl.Series, what: str) -> pl.Series:
+def _members(
+    groups: Mapping[str, Sequence[int | str | float | bool]], id_type: IdType | None
+) -> list[tuple[str, int]]:
+    """Text of each value that a group lists, and the group's place. Where 2 and 2.0 are two ids, a
+    number in the configuration means both."""
+    found = []
+    for place, group in enumerate(groups.values()):
+        for value in group:
+            found.append((canonical.text(value), place))
+            whole = isinstance(value, int | float) and not isinstance(value, bool)
+            if id_type == "text" and whole and float(value).is_integer():
+                found.append((f"{canonical.text(value)}.0", place))
+    return found
+
+
+def _ids(values: pl.Series, what: str, reading: Reading) -> pl.Series:
     """Ids, where the text `(missing)`, as predictions show it, is missing too."""
-    ids = canonical.ids(values, what)
-    return ids.set(ids == MISSING, None) if ids.dtype == pl.String else ids
+    return canonical.ids(_without_mark(values), what, reading)
+
+
+def _without_mark(values: pl.Series) -> pl.Series:
+    return canonical.without(values, (MISSING,))
 
 
 def encode_domains(
@@ -152,22 +177,24 @@ class DomainFit:
     """Collects what fitting a division needs from its training rows, batch by batch."""
 
     division: Division
+    missing_values: tuple[str, ...] = ()
     unseen: int = 0
     """Training rows of no domain: values that no group lists."""
-    _counts: ValueCounts = field(default_factory=ValueCounts)
+
+    def __post_init__(self) -> None:
+        what = f"division {self.division.name!r}"
+        reading = canonical.reading_of(self.division, self.missing_values)
+        self._ids = IdCounts(what, reading)
+        self._cells = ValueCounts()  # of thresholds
 
     def observe(self, values: pl.Series, rows: Positions) -> None:
         """Take in the values of a batch of training rows (N,)."""
-        what = f"division {self.division.name!r}"
-        if self.division.thresholds is None and self.division.groups is None:
-            self._counts.add(_ids(values, what))
-        else:  # only the declared domains are counted
-            domains = rule(self.division).find(values, rows)
-            missing = unseen = domains < 0
-            if self.division.groups is not None:
-                missing = unseen & _ids(values, what).is_null().to_numpy()
-            self.unseen += int((unseen & ~missing).sum())
-            self._counts.add(pl.Series(domains, dtype=pl.Int64).set(pl.Series(missing), None))
+        if self.division.thresholds is None:
+            self._ids.add(_without_mark(values))
+        else:
+            by = rule(self.division, missing_values=self.missing_values)
+            cells = pl.Series(by.find(values, rows), dtype=pl.Int64)
+            self._cells.add(cells.set(cells < 0, None))
 
     def fitted(self) -> tuple[Division, Vocabulary | None]:
         """The division with its domains, and the counts of an activeness rule.
@@ -175,17 +202,23 @@ class DomainFit:
         Raises:
             DataError: A domain that the rule declares has no training row.
         """
-        counts = self._counts.table()
+        division, counts = self.division, self._cells.table()
+        if division.thresholds is None:
+            counts = self._ids.table()
+            division = division.model_copy(update={"id_type": self._ids.reading().id_type})
         has_missing = bool(counts["value"].null_count())
-        named = declared(self.division)
+        named = declared(division)
         if not named:
             values = canonical.narrowed(counts["value"].drop_nulls()).sort()
             names = tuple(str(value) for value in values.to_list())
             names = (*names, MISSING) if has_missing else names
-            return self.division.model_copy(update={"domains": names}), None
+            return division.model_copy(update={"domains": names}), None
+        if division.groups is not None:
+            counts = self._by_group(division, counts)
+            has_missing = bool(counts["value"].null_count())
         domains = (*named, MISSING) if has_missing and MISSING not in named else named
-        fitted = self.division.model_copy(update={"domains": domains})
-        if self.division.activeness is None:
+        fitted = division.model_copy(update={"domains": domains})
+        if division.activeness is None:
             self._refuse_empty(named, set(counts["value"].drop_nulls().to_list()))
             return fitted, None
         vocabulary = Vocabulary.fit(counts.drop_nulls())
@@ -194,6 +227,18 @@ class DomainFit:
         )
         self._refuse_empty(named, set(cell.tolist()))
         return fitted, vocabulary
+
+    def _by_group(self, division: Division, counts: pl.DataFrame) -> pl.DataFrame:
+        """Rows of each domain that a group or `rest` makes, and of the missing, as null."""
+        places = np.arange(len(counts), dtype=np.int64)
+        domains = rule(division, missing_values=self.missing_values).find(counts["value"], places)
+        missing = counts["value"].is_null().to_numpy()
+        unseen = (domains < 0) & ~missing
+        self.unseen += int(counts["count"].filter(pl.Series(unseen)).sum())
+        found = pl.Series("value", domains, dtype=pl.Int64)
+        found = found.set(pl.Series((domains < 0) & missing), None)
+        kept = pl.DataFrame([found, counts["count"]]).filter(pl.Series(~unseen))
+        return kept.group_by("value").agg(pl.col("count").sum())
 
     def _refuse_empty(self, named: tuple[str, ...], present: set[int]) -> None:
         empty = [name for index, name in enumerate(named) if index not in present]

@@ -3,6 +3,7 @@
 The same `Encoders` serve `prepare`, batch by batch, and a saved model, request by request.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,7 +70,9 @@ class Encoders:
         found = [self._domains(frame, d, rows, given) for d in schema.divisions]
         ids = [self._ids(frame, f, found) for f in schema.categorical]
         scaled = [
-            scaling.scaled(canonical.numbers(_column(frame, f), _what(f), rows), f, rows)
+            scaling.scaled(
+                canonical.numbers(_column(frame, f), _what(f), rows, schema.missing_values), f, rows
+            )
             for f in schema.numerical
         ]
         encoded = Rows(
@@ -108,7 +111,10 @@ class Encoders:
 
     @cached_property
     def _rules(self) -> dict[str, Rule]:
-        return {d.name: rule(d, self.activeness.get(d.name)) for d in self.schema.divisions}
+        missing = self.schema.missing_values
+        return {
+            d.name: rule(d, self.activeness.get(d.name), missing) for d in self.schema.divisions
+        }
 
     def _domains(
         self, frame: pl.DataFrame, division: Division, rows: Positions, given: Mapping[str, str]
@@ -132,13 +138,18 @@ class Encoders:
     def _bags(
         self, frame: pl.DataFrame, field: Field
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        values, offsets = canonical.bags(_column(frame, field), field)
+        reading = self._reading(field)
+        values, offsets = canonical.bags_of(_column(frame, field), field, reading)
         return self._index(values, field), offsets
 
     def _index(self, values: pl.Series, field: Field) -> NDArray[np.int32]:
+        reading = self._reading(field)
         if field.hash_buckets is not None:
-            return hashing.buckets(canonical.ids(values, _what(field)), field.hash_buckets)
-        return self.vocabularies[field.name].encode(values, what=_what(field))
+            return hashing.buckets(canonical.ids(values, _what(field), reading), field.hash_buckets)
+        return self.vocabularies[field.name].encode(values, what=_what(field), reading=reading)
+
+    def _reading(self, field: Field) -> canonical.Reading:
+        return canonical.reading_of(field, self.schema.missing_values)
 
 
 def is_domain_field(field: Field, schema: Schema) -> bool:
@@ -151,9 +162,17 @@ def keeps_vocabulary(field: Field, schema: Schema) -> bool:
     return not (field.kind == "numerical" or field.hash_buckets or is_domain_field(field, schema))
 
 
-def file_name(name: str) -> str:
-    """A field's or division's name as part of a file name, whatever characters it has."""
-    return quote(name, safe=" ")
+def file_name(name: str, longest: int = 240) -> str:
+    """A field's, division's or domain's name as part of a file name, whatever characters it has;
+    different names have different files.
+
+    Percent-encoded. A name that would be longer than `longest` bytes (file systems allow 255) keeps
+    its beginning and gets a digest: an encoded name has no "+" of its own.
+    """
+    safe = quote(name, safe=" ")
+    if len(safe) > longest:
+        return f"{safe[:80]}+{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return safe
 
 
 def _what(field: Field) -> str:

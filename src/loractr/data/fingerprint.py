@@ -2,16 +2,72 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loractr.data.config import DataConfig
 from loractr.data.sources import table
 from loractr.data.store import FORMAT
+from loractr.errors import some
 from loractr.schema import Schema
 
 HASHED_BYTES = 1 << 26
 """Files up to this size count by their content, larger ones by size and time of change."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a prepared data set was or would be made from."""
+
+    key: str
+    """As of `cache_key`."""
+    config: dict[str, Any]
+    """The `data` section as plain values, without the path."""
+    files: list[dict[str, Any]]
+    """As of `fingerprint`."""
+    format: int = FORMAT
+    """Of the prepared data."""
+
+    @staticmethod
+    def of(config: DataConfig) -> "Identity":
+        """That of the source of `config`."""
+        files = fingerprint(config)
+        return Identity(cache_key(config, None, files), _plain(config), files)
+
+    def changes(self, before: Mapping[str, Any]) -> list[str]:
+        """What is not as in `before`, an identity as plain values (`asdict`), in words."""
+        if before.get("key") == self.key:
+            return []
+        if before.get("format") != self.format:
+            return [f"its prepared data are of format {before.get('format')}, now {self.format}"]
+        found = []
+        old, new = before.get("config", {}), self.config
+        found += [
+            f"data.{name} was {_short(old.get(name))} and is {_short(new.get(name))}"
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+        ]
+        there = {file["file"]: file for file in before.get("files", [])}
+        here = {file["file"]: file for file in self.files}
+        for what, names in (
+            ("new", here.keys() - there.keys()),
+            ("gone", there.keys() - here.keys()),
+            ("changed", {name for name in here.keys() & there if here[name] != there[name]}),
+        ):
+            if names:
+                found.append(f"{what}: {some(sorted(names))}")
+        return found or ["the order of its files"]
+
+
+def _plain(config: DataConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"path"})
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def cache_key(config: DataConfig, schema: Schema | None, source: list[dict[str, Any]]) -> str:
@@ -24,7 +80,7 @@ def cache_key(config: DataConfig, schema: Schema | None, source: list[dict[str, 
     """
     parts = {
         "format": FORMAT,
-        "config": config.model_dump(mode="json", exclude={"path"}),
+        "config": _plain(config),
         "schema": None if schema is None else schema.model_dump(mode="json"),
         "source": source,
     }

@@ -1,5 +1,6 @@
 """What a row tells besides its inputs: label, weight, group, true probability."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -37,52 +38,97 @@ def add(rows: Rows, frame: pl.DataFrame, schema: Schema, *, oracle: str | None =
             raise MissingColumnError(name, frame.columns, wanted_by=wanted_by)
         return frame[name]
 
-    label = labels(column(schema.label.column, "the label"), schema.label, rows.row)
+    missing = schema.missing_values
+    label = labels(column(schema.label.column, "the label"), schema.label, rows.row, missing)
     weight = group = truth = None
     if schema.weight is not None:
-        weight = weights(column(schema.weight, "`weight`"), rows.row)
+        weight = weights(column(schema.weight, "`weight`"), rows.row, missing)
     if schema.group is not None:
-        group = groups(column(schema.group, "`group`"))
+        group = groups(column(schema.group, "`group`"), missing)
     if oracle is not None:
         truth = probabilities(column(oracle, "the source"), rows.row)
     return replace(rows, label=label, weight=weight, group=group, oracle=truth)
 
 
-def labels(values: pl.Series, label: Label, rows: Positions) -> NDArray[np.float32]:
-    """Label of each row (N,), 0 or 1, by the label's rule or as the column holds it.
+def labels(
+    values: pl.Series, label: Label, rows: Positions, missing: Sequence[str] = ()
+) -> NDArray[np.float32]:
+    """Label of each row (N,), 0 or 1, by the label's rule or as the column holds it: 0 and 1, or
+    true and false, as numbers, booleans or text.
 
     Raises:
         DataError: A label is missing, or neither 0 nor 1 where no rule says what is positive.
     """
-    numbers = canonical.numbers(values, "label", rows)
-    missing = np.isnan(numbers)
+    values = canonical.without(values, missing)
+    if label.rule is not None and isinstance(label.rule[1], str):
+        _refuse_missing(label, values.is_null().to_numpy(), rows)
+        return _by_text(values, label.rule[0], label.rule[1])
+    if label.rule is None and values.dtype == pl.String:
+        _refuse_text(values, label, rows)
+    numbers = canonical.numbers(values, "label", rows, fix=_label_fix(values, label))
+    _refuse_missing(label, np.isnan(numbers), rows)
+    if label.rule is not None:
+        sign, bound = label.rule[0], float(label.rule[1])
+        return _COMPARE[sign](numbers, bound).astype(np.float32)
+    wrong = (numbers != 0) & (numbers != 1)
+    if wrong.any():
+        raise _no_label(values, label, wrong, rows)
+    return numbers.astype(np.float32)
+
+
+def _by_text(values: pl.Series, sign: str, wanted: str) -> NDArray[np.float32]:
+    same = values.cast(pl.String).str.strip_chars().str.to_lowercase() == wanted.lower()
+    return (same if sign == "==" else ~same).to_numpy().astype(np.float32)
+
+
+def _refuse_missing(label: Label, missing: NDArray[np.bool_], rows: Positions) -> None:
     if missing.any():
         raise DataError(
             f"label column {label.column!r}: {missing.sum()} labels are missing"
             f" ({at(rows[missing])}).",
             fix="drop the rows without a label before preparing.",
         )
-    if label.rule is not None:
-        sign, bound = label.rule
-        return _COMPARE[sign](numbers, bound).astype(np.float32)
-    wrong = (numbers != 0) & (numbers != 1)
+
+
+def _refuse_text(values: pl.Series, label: Label, rows: Positions) -> None:
+    """Words other than true and false need a rule."""
+    plain = values.str.strip_chars().str.to_lowercase()
+    number = plain.cast(pl.Float64, strict=False).is_not_null()
+    wrong = ~(number | plain.is_in(["true", "false"])) & values.is_not_null()
     if wrong.any():
-        found = values.filter(wrong).unique(maintain_order=True).head(9).to_list()
-        raise DataError(
-            f"label column {label.column!r} holds {some(found)} ({at(rows[wrong])}); a label is"
-            " 0 or 1.",
-            fix='say which rows are positive, e.g. `label: {column: rating, positive: ">= 4"}`.',
-        )
-    return numbers.astype(np.float32)
+        raise _no_label(values, label, wrong.to_numpy(), rows)
 
 
-def weights(values: pl.Series, rows: Positions) -> NDArray[np.float32]:
+def _no_label(
+    values: pl.Series, label: Label, wrong: NDArray[np.bool_], rows: Positions
+) -> DataError:
+    found = values.filter(pl.Series(wrong)).unique(maintain_order=True).head(9).to_list()
+    return DataError(
+        f"label column {label.column!r} holds {some(found)} ({at(rows[wrong])}); a label is 0 or 1,"
+        " or true or false.",
+        fix=_label_fix(values, label),
+    )
+
+
+_YES = ("yes", "y", "t", "click", "clicked", "positive", "pos", "2", "2.0", "1", "1.0")
+
+
+def _label_fix(values: pl.Series, label: Label) -> str:
+    """How to say which rows are positive, by the example of the values that are there."""
+    known = values.drop_nulls().unique(maintain_order=True).head(3).cast(pl.String).to_list()
+    likely = [value for word in _YES for value in known if value.strip().lower() == word]
+    rule = f"== {likely[0].strip()}" if likely and len(known) == 2 else ">= 4"
+    column = label.column if likely and len(known) == 2 else "rating"
+    return f'say which rows are positive, e.g. `label: {{column: {column}, positive: "{rule}"}}`.'
+
+
+def weights(values: pl.Series, rows: Positions, missing: Sequence[str] = ()) -> NDArray[np.float32]:
     """Weight of each row (N,).
 
     Raises:
         DataError: A weight is missing or negative.
     """
-    numbers = canonical.numbers(values, "weight", rows)
+    numbers = canonical.numbers(values, "weight", rows, missing, fix="correct the column.")
     wrong = ~(numbers >= 0)  # NaN, the missing, too
     if wrong.any():
         raise DataError(
@@ -109,7 +155,7 @@ def probabilities(values: pl.Series, rows: Positions) -> NDArray[np.float32]:
     return numbers.astype(np.float32)
 
 
-def groups(values: pl.Series) -> NDArray[np.int64]:
+def groups(values: pl.Series, missing: tuple[str, ...] = ()) -> NDArray[np.int64]:
     """Key of each row's group (N,), dense; equal values, and only those, have equal keys."""
-    ids = canonical.ids(values, "group")
+    ids = canonical.ids(values, "group", canonical.decided(values, "group", missing))
     return ids.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from loractr.data.aside import written_aside
 from loractr.data.config import DataConfig
 from loractr.data.deduplicate import first_of_each
 from loractr.data.encode import Encoders, is_domain_field
-from loractr.data.fingerprint import cache_key, fingerprint
+from loractr.data.fingerprint import Identity, cache_key, fingerprint
 from loractr.data.fit import Fit
 from loractr.data.negatives import draw_negatives
 from loractr.data.piles import Piles, record_type
@@ -44,7 +44,7 @@ from loractr.data.store import (
     write_manifest,
 )
 from loractr.data.tally import Tally
-from loractr.data.vocabulary import ValueCounts, Vocabulary
+from loractr.data.vocabulary import IdCounts, Vocabulary
 from loractr.errors import ConfigError, DataError, MissingColumnError, UsageError
 from loractr.schema import Label, Schema
 
@@ -57,6 +57,7 @@ def prepare(
     *,
     frame: pl.DataFrame | pl.LazyFrame | None = None,
     schema: Schema | None = None,
+    identity: Identity | None = None,
 ) -> Prepared:
     """Prepare the rows of a source, or of a frame, for training.
 
@@ -67,6 +68,7 @@ def prepare(
         out: Directory of the prepared data set. Written aside, then renamed: whole or not there.
         frame: Rows to prepare instead of the source's; needs `schema`.
         schema: Fields, divisions and label, instead of those that `config` asks for.
+        identity: `Identity.of(config)`, where it is known already.
 
     Raises:
         ConfigError: The configuration does not fit the source.
@@ -80,8 +82,13 @@ def prepare(
             "negatives are drawn for a source, not for a frame.",
             fix="call loractr.data.negatives.draw_negatives on the frame, and leave them out here.",
         )
-    source = [] if frame is not None else fingerprint(config)
-    key = None if frame is not None else cache_key(config, schema, source)
+    if frame is not None:
+        source, key = [], None
+    elif identity is not None and schema is None:
+        source, key = identity.files, identity.key
+    else:
+        source = fingerprint(config)
+        key = cache_key(config, schema, source)
     if (found := _reusable(out, key)) is not None:
         log.info("%s: prepared before from the same configuration and files; used again", out)
         return found
@@ -94,15 +101,16 @@ def prepare(
     return open_prepared(out)
 
 
-def cached(config: DataConfig, directory: Path) -> Prepared:
+def cached(config: DataConfig, directory: Path, identity: Identity | None = None) -> Prepared:
     """Prepare the source of `config` in `directory / <key>`, or use what lies there already.
 
     Args:
         config: The `data` section.
         directory: The cache, made when it is not there.
+        identity: `Identity.of(config)`, where it is known already.
     """
-    key = cache_key(config, None, fingerprint(config))
-    return prepare(config, directory / key[:32])
+    identity = identity or Identity.of(config)
+    return prepare(config, directory / identity.key[:32], identity=identity)
 
 
 def _reusable(out: Path, key: str | None) -> Prepared | None:
@@ -221,24 +229,26 @@ class _Preparation:
         if chosen is False or chosen == ():
             return np.ones(staged.rows, dtype=np.bool_)
         columns = list(staged.types) if chosen is True else list(chosen)
-        return first_of_each(staged, columns, self.scratch)
+        return first_of_each(staged, columns, self.scratch, self.schema.missing_values)
 
-    def _fit(self, staged: Staged, codes: split.Codes) -> tuple[Encoders, Vocabulary | None]:
+    def _fit(self, staged: Staged, codes: split.Codes) -> tuple[Encoders, "_Groups | None"]:
         """The encoders, and the keys of the groups of all rows: they are names, nothing is learnt
         from them."""
-        schema, fit, groups = self.schema, Fit(self.schema), ValueCounts()
+        schema, fit = self.schema, Fit(self.schema)
+        groups = IdCounts("`group`", canonical.Reading(None, schema.missing_values))
         for rows, frame in staged.batches(
             list(_columns(schema, self.oracle)), codes != split.DROPPED
         ):
-            outcome.labels(frame[schema.label.column], schema.label, rows)
+            outcome.labels(frame[schema.label.column], schema.label, rows, schema.missing_values)
             fit.observe(frame, codes[rows] == split.TRAIN, rows)
             if schema.group is not None:
-                groups.add(canonical.ids(frame[schema.group], "`group`"))
-        keys = Vocabulary.fit(groups.table()) if schema.group is not None else None
-        return fit.encoders(), keys
+                groups.add(frame[schema.group])
+        if schema.group is None:
+            return fit.encoders(), None
+        return fit.encoders(), _Groups(Vocabulary.fit(groups.table()), groups.reading())
 
     def _encode(
-        self, staged: Staged, codes: split.Codes, encoders: Encoders, groups: Vocabulary | None
+        self, staged: Staged, codes: split.Codes, encoders: Encoders, groups: "_Groups | None"
     ) -> dict[str, Tally]:
         schema = encoders.schema
         tallies = {name: Tally(schema.divisions) for name in SPLITS}
@@ -250,8 +260,7 @@ class _Preparation:
                 encoders.encode(frame, rows=rows), frame, schema, oracle=self.oracle
             )
             if groups is not None and schema.group is not None:
-                key = groups.encode(frame[schema.group]).astype(np.int64) - 1
-                encoded = replace(encoded, group=key)
+                encoded = replace(encoded, group=groups.keys(frame[schema.group]))
             if output is None:
                 output = self._output(encoded, int((codes == split.TRAIN).sum()))
             for code, name in enumerate(SPLITS):
@@ -265,6 +274,19 @@ class _Preparation:
     def _output(self, like: Rows, train_rows: int) -> "_Output":
         seed = getattr(self.config.split, "seed", 0)
         return _Output(self.directory, self.scratch, like, train_rows, seed)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Keys of the groups that the grouped AUC averages over."""
+
+    vocabulary: Vocabulary
+    reading: canonical.Reading
+
+    def keys(self, values: pl.Series) -> NDArray[np.int64]:
+        """Key of each row (N,), from 0."""
+        index = self.vocabulary.encode(values, what="`group`", reading=self.reading)
+        return index.astype(np.int64) - 1
 
 
 class _Output:

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from loractr.data.canonical import Reading
 from loractr.data.vocabulary import Vocabulary
 from loractr.errors import DataError
 from loractr.schema import Field
@@ -29,7 +30,7 @@ def load_pretrained(field: Field, vocabulary: Vocabulary) -> NDArray[np.float32]
     path = Path(field.pretrained)
     table = _read(path)
     vectors = _vectors(path, table)
-    index = vocabulary.encode(table.get_columns()[0])
+    index = vocabulary.encode(table.get_columns()[0], reading=Reading(field.id_type))
     known = index > 0
     if not known.any():
         raise DataError(
@@ -56,7 +57,7 @@ def load_pretrained(field: Field, vocabulary: Vocabulary) -> NDArray[np.float32]
 
 def _read(path: Path) -> pl.DataFrame:
     try:
-        table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
+        table = pl.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
             f"pretrained vectors {path} cannot be read: {error}.",
@@ -65,6 +66,12 @@ def _read(path: Path) -> pl.DataFrame:
     if len(table.columns) < 2 or table.is_empty():
         raise DataError(f"{path} holds no vectors: it has columns {table.columns}.")
     return table
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
+    """The ids as text, so that 007 stays 007; the rest as it looks."""
+    first = pl.scan_csv(path, infer_schema=False).collect_schema().names()[:1]
+    return pl.read_csv(path, schema_overrides=dict.fromkeys(first, pl.String))
 
 
 def _vectors(path: Path, table: pl.DataFrame) -> NDArray[np.float32]:

@@ -53,6 +53,7 @@ def resolve(config: DataConfig, table: Table) -> Schema:
         label=label,
         weight=config.weight,
         group=config.group,
+        missing_values=config.missing_values,
     )
 
 

@@ -7,6 +7,7 @@ NumPy draws such hands from decks of up to 10⁹ rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical, hashing, outcome, temporal
-from loractr.data.canonical import Positions, at
+from loractr.data.canonical import Positions, Reading, at
 from loractr.data.config import (
     ColumnSplit,
     Fractions,
@@ -25,10 +26,11 @@ from loractr.data.config import (
     TemporalSplit,
 )
 from loractr.data.domains import rule
+from loractr.data.id_type import IdTypes
 from loractr.data.partition import partitions
 from loractr.data.staging import BATCH_ROWS, Staged
 from loractr.data.vocabulary import ValueCounts, Vocabulary
-from loractr.errors import ConfigError, DataError, some
+from loractr.errors import ConfigError, DataError, repeated, some
 from loractr.schema import Schema
 
 Codes = NDArray[np.uint8]
@@ -72,13 +74,13 @@ def codes(split: Split, staged: Staged, schema: Schema, keep: Keep, scratch: Pat
         case StratifiedSplit():
             found = _stratified(split, staged, schema, keep)
         case TemporalSplit():
-            found = _temporal(split, staged, keep)
+            found = _temporal(split, staged, schema, keep)
         case PerUserSplit(order=None):
-            found = _per_user(split, staged, keep)
+            found = _per_user(split, staged, schema, keep)
         case PerUserSplit():
-            found = _per_user_in_order(split, staged, keep, scratch)
+            found = _per_user_in_order(split, staged, schema, keep, scratch)
         case ColumnSplit():
-            found = _by_column(split, staged, keep)
+            found = _by_column(split, staged, schema, keep)
     _refuse_empty(split, found)
     return found
 
@@ -114,15 +116,20 @@ def _stratified(split: StratifiedSplit, staged: Staged, schema: Schema, keep: Ke
             ],
             fix="use `split: {kind: random}`, or list another division first.",
         )
-    declares = natural is not None and (natural.groups or natural.thresholds)
-    by = rule(natural) if natural is not None and declares else None
+    missing, reading, by = schema.missing_values, canonical.AS_BEFORE, None
+    if natural is not None and natural.thresholds is None:
+        given = canonical.reading_of(natural, missing)
+        reading = _reading(staged, natural.column, keep, f"division {natural.name!r}", given)
+    if natural is not None and (natural.groups or natural.thresholds):
+        typed = natural.model_copy(update={"id_type": reading.id_type})
+        by = rule(typed, missing_values=missing)
 
     def stratum(frame: pl.DataFrame, rows: Positions) -> tuple[pl.Series, Counts]:
-        label = outcome.labels(frame[schema.label.column], schema.label, rows)
+        label = outcome.labels(frame[schema.label.column], schema.label, rows, missing)
         if natural is None:
             domain = pl.Series(np.zeros(len(rows), dtype=np.int64))
         elif by is None:
-            domain = canonical.ids(frame[natural.column], f"division {natural.name!r}")
+            domain = canonical.ids(frame[natural.column], f"division {natural.name!r}", reading)
         else:
             domain = pl.Series(by.find(frame[natural.column], rows)).cast(pl.Int64)
         return domain, label.astype(np.int64)
@@ -131,9 +138,11 @@ def _stratified(split: StratifiedSplit, staged: Staged, schema: Schema, keep: Ke
     return _draw(strata, sizes(strata.rows, split.fractions), split.seed, staged.rows)
 
 
-def _per_user(split: PerUserSplit, staged: Staged, keep: Keep) -> Codes:
+def _per_user(split: PerUserSplit, staged: Staged, schema: Schema, keep: Keep) -> Codes:
+    reading = _reading(staged, split.column, keep, "`split`", Reading(None, schema.missing_values))
+
     def stratum(frame: pl.DataFrame, rows: Positions) -> tuple[pl.Series, Counts]:
-        user = canonical.ids(frame[split.column], "`split`")
+        user = canonical.ids(frame[split.column], "`split`", reading)
         return user, np.zeros(len(rows), dtype=np.int64)
 
     strata = _Strata(staged, [split.column], keep, stratum, parts=1)
@@ -142,15 +151,19 @@ def _per_user(split: PerUserSplit, staged: Staged, keep: Keep) -> Codes:
     return _draw(strata, left, split.seed, staged.rows)
 
 
-def _per_user_in_order(split: PerUserSplit, staged: Staged, keep: Keep, scratch: Path) -> Codes:
+def _per_user_in_order(
+    split: PerUserSplit, staged: Staged, schema: Schema, keep: Keep, scratch: Path
+) -> Codes:
     """Each user's rows in the order of time; equal times in the order of the source."""
     order = split.order or ""
     found = np.full(staged.rows, DROPPED, dtype=np.uint8)
+    reading = _reading(staged, split.column, keep, "`split`", Reading(None, schema.missing_values))
+    clock = _clock(staged, order, keep, schema)
 
     def parts() -> Iterator[pl.DataFrame]:
         for rows, frame in staged.batches([split.column, order], keep):
-            user = canonical.ids(frame[split.column], "`split`").alias("user")
-            time = pl.Series("time", temporal.keys(frame[order], rows))
+            user = canonical.ids(frame[split.column], "`split`", reading).alias("user")
+            time = pl.Series("time", temporal.keys(clock.read(frame[order]), rows))
             yield pl.DataFrame([user, time, pl.Series("row", rows)])
 
     for part in partitions(parts(), ["user"], scratch, staged.rows):
@@ -165,15 +178,16 @@ def _per_user_in_order(split: PerUserSplit, staged: Staged, keep: Keep, scratch:
     return found
 
 
-def _temporal(split: TemporalSplit, staged: Staged, keep: Keep) -> Codes:
+def _temporal(split: TemporalSplit, staged: Staged, schema: Schema, keep: Keep) -> Codes:
+    clock = _clock(staged, split.column, keep, schema)
+
     def times() -> Iterator[tuple[Positions, NDArray[np.uint64]]]:
         for rows, frame in staged.batches([split.column], keep):
-            yield rows, temporal.keys(frame[split.column], rows)
+            yield rows, temporal.keys(clock.read(frame[split.column]), rows)
 
     if split.fractions is None:
-        dtype = staged.types[split.column]
-        validation = temporal.moment(split.validation_from, dtype, split.column)
-        test = temporal.moment(split.test_from, dtype, split.column)
+        validation = temporal.moment(split.validation_from, clock.dtype, split.column)
+        test = temporal.moment(split.test_from, clock.dtype, split.column)
         if validation > test:
             moments = (
                 f"validation_from {split.validation_from} is after test_from {split.test_from}"
@@ -191,17 +205,20 @@ def _temporal(split: TemporalSplit, staged: Staged, keep: Keep) -> Codes:
     return found
 
 
-def _by_column(split: ColumnSplit, staged: Staged, keep: Keep) -> Codes:
+def _by_column(split: ColumnSplit, staged: Staged, schema: Schema, keep: Keep) -> Codes:
     lists = (split.train, split.validation, split.test)
-    names = [canonical.text(value) for values in lists for value in values]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError([f"split: a value belongs to one split only; listed twice: {twice}"])
-    vocabulary = Vocabulary(pl.Series(names, dtype=pl.String))
+    given = Reading(None, schema.missing_values)
+    reading = _reading(staged, split.column, keep, "`split`", given)
+    listed = pl.Series([canonical.text(v) for values in lists for v in values], dtype=pl.String)
+    names = canonical.ids(listed, "`split`", Reading(reading.id_type))
+    if twice := repeated(str(name) for name in names.to_list()):
+        problem = f"split: a value belongs to one split only; listed twice: {some(twice)}"
+        raise ConfigError([problem])
+    vocabulary = Vocabulary(names)
     code = np.repeat(np.arange(3, dtype=np.uint8), [len(values) for values in lists])
     found = np.full(staged.rows, DROPPED, dtype=np.uint8)
     for rows, frame in staged.batches([split.column], keep):
-        index = vocabulary.encode(frame[split.column], what="`split`")
+        index = vocabulary.encode(frame[split.column], what="`split`", reading=reading)
         unknown = index == 0
         if unknown.any():
             values = frame[split.column].filter(unknown).unique(maintain_order=True)
@@ -212,6 +229,25 @@ def _by_column(split: ColumnSplit, staged: Staged, keep: Keep) -> Codes:
             )
         found[rows] = code[index - 1]
     return found
+
+
+def _reading(staged: Staged, column: str, keep: Keep, what: str, given: Reading) -> Reading:
+    """How `column` is read before it is known which rows train: by the values of all rows."""
+    if given.id_type is not None:
+        return given
+    types = IdTypes(what)
+    for _, frame in staged.batches([column], keep):
+        types.observe(canonical.spelled(frame[column], what, given.missing))
+    return replace(given, id_type=types.decided())
+
+
+def _clock(staged: Staged, column: str, keep: Keep, schema: Schema) -> temporal.Clock:
+    """How the times of `column` are read."""
+    clock = temporal.Clock(column, staged.types[column], schema.missing_values)
+    if staged.types[column] == pl.String:
+        for _, frame in staged.batches([column], keep):
+            clock.observe(frame[column])
+    return clock
 
 
 class _Strata:

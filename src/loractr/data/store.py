@@ -26,7 +26,7 @@ from loractr.data.rows import FIXED, Rows
 from loractr.errors import DataError, UsageError
 from loractr.schema import Schema
 
-FORMAT = 1
+FORMAT = 2
 KIND = "loractr prepared data"
 SPLITS = ("train", "validation", "test")
 

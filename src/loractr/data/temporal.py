@@ -1,7 +1,7 @@
 """Moments as 64-bit keys in the order of time, and where to cut them."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from loractr.data.canonical import Positions, at
-from loractr.errors import ConfigError, DataError
+from loractr.data import moments
+from loractr.data.canonical import Positions, at, without
+from loractr.errors import ConfigError, DataError, some
 
 Keys = NDArray[np.uint64]
 Moment = int | float | str | None
@@ -45,6 +46,70 @@ def keys(values: pl.Series, rows: Positions) -> Keys:
         " datetimes.",
         fix="convert the column, e.g. with polars `str.to_datetime`, and store it as Parquet.",
     )
+
+
+class Clock:
+    """Reads the times of a column. Those that a file has as text are all whole numbers, all numbers
+    or all moments: `observe` finds out which, batch by batch, before `read` is called.
+
+    Args:
+        column: Its name.
+        dtype: Its type in the table.
+        missing: Texts that stand for a missing value.
+    """
+
+    def __init__(self, column: str, dtype: pl.DataType, missing: Sequence[str] = ()) -> None:
+        self.column, self.missing, self._dtype = column, missing, dtype
+        self._possible = list(_FORMS) if dtype == pl.String else []
+        self._odd: list[str] = []
+
+    def observe(self, values: pl.Series) -> None:
+        """Take in a batch of times (N,) as text."""
+        texts = without(values, self.missing).drop_nulls().unique(maintain_order=True)
+        for form in tuple(self._possible):
+            lost = texts.filter(_FORMS[form](texts).is_null())
+            if len(lost):
+                self._possible.remove(form)
+                self._odd = lost.head(3).to_list()
+
+    @property
+    def dtype(self) -> pl.DataType:
+        """Type of the times that `read` returns."""
+        if self._dtype != pl.String:
+            return self._dtype
+        return _FORMS[self._form](pl.Series([], dtype=pl.String)).dtype
+
+    def read(self, values: pl.Series) -> pl.Series:
+        """The times of a batch (N,).
+
+        Raises:
+            DataError: Text that says no time, or not always in one form.
+        """
+        if self._dtype != pl.String:
+            return values
+        return _FORMS[self._form](without(values, self.missing))
+
+    @property
+    def _form(self) -> str:
+        if not self._possible:
+            raise DataError(
+                f"time column {self.column!r} holds text such as {some(self._odd)}, which is not"
+                " always a number, or always a date or a moment.",
+                fix="write times like 2026-03-01 or 2026-03-01T12:00:00+02:00, or as seconds since"
+                " 1970.",
+            )
+        return self._possible[0]
+
+
+def _moments(text: pl.Series) -> pl.Series:
+    return pl.select(moments.parsed(pl.lit(text))).to_series().alias(text.name)
+
+
+_FORMS: dict[str, Callable[[pl.Series], pl.Series]] = {
+    "whole numbers": lambda text: text.str.strip_chars().cast(pl.Int64, strict=False),
+    "numbers": lambda text: text.str.strip_chars().cast(pl.Float64, strict=False),
+    "moments": _moments,
+}
 
 
 def moment(value: Moment, dtype: pl.DataType, column: str) -> int:

@@ -4,6 +4,9 @@ Order: the most frequent value first, equal counts by value (missing last), so t
 training rows always give the same indices and the hottest embedding rows lie side by side.
 """
 
+import logging
+from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from itertools import count as count_from
 from pathlib import Path
@@ -13,7 +16,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical
-from loractr.errors import DataError
+from loractr.data.id_type import IdTypes
+from loractr.errors import DataError, some
+
+log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int32]
 
@@ -45,6 +51,49 @@ class ValueCounts:
         merged = pl.concat(self._parts) if self._parts else empty
         self._parts = [merged.group_by("value").agg(pl.col("count").sum())]
         self._pending = 0
+
+
+class IdCounts:
+    """Counts a column's ids, batch by batch, and finds out what they are.
+
+    The values are counted as they are spelt, and brought together once the type is known.
+
+    Args:
+        what: Who reads the column, for error messages.
+        reading: Its missing values, and its type where that is declared.
+    """
+
+    def __init__(self, what: str, reading: canonical.Reading) -> None:
+        self.what, self._given = what, reading
+        self.types = IdTypes(what)
+        self._counts = ValueCounts()
+        self._gaps: Counter[str] = Counter()
+
+    def add(self, values: pl.Series) -> None:
+        """Take in a column of raw values (N,)."""
+        self._gaps.update(canonical.gaps(values, self._given.missing))
+        spelled = canonical.spelled(values, self.what, self._given.missing)
+        self.types.observe(spelled)
+        self._counts.add(spelled)
+
+    def reading(self) -> canonical.Reading:
+        """How the column is read: by the declared type, else by that of all values."""
+        if self._given.id_type is not None:
+            return self._given
+        return replace(self._given, id_type=self.types.decided())
+
+    def table(self) -> pl.DataFrame:
+        """As `ValueCounts.table`, of canonical ids."""
+        if self._gaps:
+            named = (f"{text} ({count:,})" for text, count in self._gaps.most_common())
+            log.info("%s: read as missing, by data.missing_values: %s", self.what, some(named))
+        id_type = self.reading().id_type
+        assert id_type is not None
+        counts = self._counts.table()
+        ids = canonical.read(counts["value"], self.what, id_type).alias("value")
+        if id_type == "integer":
+            ids = canonical.narrowed(ids)
+        return pl.DataFrame([ids, counts["count"]]).group_by("value").agg(pl.col("count").sum())
 
 
 class Vocabulary:
@@ -80,13 +129,22 @@ class Vocabulary:
         by = kept.sort("count", "value", descending=[True, False], nulls_last=True)
         return Vocabulary(by["value"], by["count"])
 
-    def encode(self, values: pl.Series, *, what: str = "a vocabulary") -> Indices:
+    def encode(
+        self,
+        values: pl.Series,
+        *,
+        what: str = "a vocabulary",
+        reading: canonical.Reading = canonical.AS_BEFORE,
+    ) -> Indices:
         """Index of each value (N,), 0 for one that is not known.
 
-        The column may have another type than the one the vocabulary was fitted on: "712" and 712
-        are the same id.
+        Args:
+            values: A column as `reading` reads it; it may have another type than the one that the
+                vocabulary was fitted on. By default ids that are canonical already.
+            what: Who reads the column, for error messages.
+            reading: How it becomes ids.
         """
-        values = canonical.ids(values, what)
+        values = canonical.ids(values, what, reading)
         if values.dtype != self.values.dtype:
             values = values.cast(pl.String)
             index = self._by_text.find(values)

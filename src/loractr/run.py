@@ -6,42 +6,45 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-import yaml
 
 from loractr import native
 from loractr.artifact import save
 from loractr.artifact.base import Base, read_base
-from loractr.config import RunConfig, dump_config, load_config
+from loractr.config import RunConfig
 from loractr.data.fingerprint import Identity
 from loractr.data.prepare import cached
 from loractr.data.store import Prepared
-from loractr.environment import cache_folder, differences, environment, threads
-from loractr.errors import CheckpointError, UsageError, some
+from loractr.environment import cache_folder, threads
+from loractr.errors import CheckpointError, UsageError
 from loractr.evaluation import Metrics, evaluate
 from loractr.model import count_parameters
 from loractr.predict import assembled_logits, tabulate
 from loractr.search import match_parameters
 from loractr.stage import Stage
 from loractr.training import fit
-from loractr.training.checkpoint import STATE, write_file
+from loractr.training.checkpoint import write_file
 from loractr.training.events import Callback, StageResult
 from loractr.training.fit import check_precision
 from loractr.training.fits import Data, Trained, build_model, ready_vectors, train
+from loractr.training.run_folder import (
+    begin,
+    check_data,
+    check_environment,
+    note_data,
+    nothing_left_of_a_false_start,
+    refuse_what_is_there,
+    run_environment,
+)
 
 log = logging.getLogger(__name__)
-
-DATA = "data.json"
-"""File beside a run's checkpoints: the identity of the data that it trains on."""
 
 
 def run(
@@ -75,18 +78,18 @@ def run(
             cannot do what a stage asks for.
         LoractrError: whatever goes wrong on the way.
     """
-    if _begin(config, out, resume):
+    if begin(config, out, resume):
         return _finished(out)
-    with threads(thread_count), native.use(config.kernels), _nothing_left_of_a_false_start(out):
+    with threads(thread_count), native.use(config.kernels), nothing_left_of_a_false_start(out):
         _check_precision(config, device)
         started = time.perf_counter()
         identity = Identity.of(config.data)
-        _check_data(out, identity)
+        check_data(out, identity)
         prepared = cached(config.data, cache_folder() / "prepared", identity)
         seconds = {"prepare": time.perf_counter() - started}
         config = _sized(config, prepared)
-        _note_data(out, identity)
-        _check_environment(out / "checkpoint", device)
+        note_data(out, identity)
+        check_environment(out, device)
         started = time.perf_counter()
         data = Data.of(prepared)
         base = _start(config, prepared, out / "checkpoint")
@@ -129,7 +132,7 @@ def run_seeds(
     if seeds < 1 or jobs < 1:
         raise UsageError(f"seeds and jobs must be 1 or more, not {seeds} and {jobs}.")
     if not resume:
-        _refuse_what_is_there(out)
+        refuse_what_is_there(out)
     if jobs > 1 and thread_count is None:
         thread_count = 1
     _check_precision(config, device)
@@ -192,91 +195,9 @@ def _first_domain_stages(config: RunConfig, data: Data) -> tuple[Stage, ...]:
     return config.domain_stages(config.method.natural(data.schema), owners[0])
 
 
-def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
-    """Make or check the run's folder; whether the run is finished already."""
-    written = out / "config.yaml"
-    if resume and written.exists():
-        before, now = (yaml.safe_load(text) for text in (_reread(written), dump_config(config)))
-        if before != now:
-            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-            raise UsageError(
-                f"{out} holds a run with another configuration: {some(changed)} differ.",
-                fix="resume with the configuration in its config.yaml, or choose another folder.",
-            )
-        return (out / "metrics.json").exists()
-    _refuse_what_is_there(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_file(written, dump_config(config).encode())
-    return False
-
-
-def _reread(written: Path) -> str:
-    """A run's configuration with the defaults of this version, for keys that are newer than it."""
-    return dump_config(load_config(written))
-
-
-def _check_data(out: Path, identity: Identity) -> None:
-    """Refuse to go on over other rows: the same index would mean another id.
-
-    Raises:
-        CheckpointError: the data are not those that the run began with; what changed is named.
-    """
-    checkpoint = out / "checkpoint"
-    if not any(checkpoint.glob(f"*/{STATE}")):
-        return
-    path = checkpoint / DATA
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"format": 1}
-    if changes := identity.changes(before):
-        raise CheckpointError(
-            f"{out} began with other data: {'; '.join(changes)}.",
-            fix="train into a new folder, or put the data back as they were.",
-        )
-
-
-def _note_data(out: Path, identity: Identity) -> None:
-    path = out / "checkpoint" / DATA
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(asdict(identity)).encode())
-
-
 def _check_precision(config: RunConfig, device: str) -> None:
     """Before hours of preparation rather than after them."""
     check_precision((*config.stages(), *config.domain_stages("", "")), torch.device(device))
-
-
-def _refuse_what_is_there(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(
-            f"{out} exists and is not empty.",
-            fix="choose another folder, or continue the run in it with --resume.",
-        )
-
-
-@contextmanager
-def _nothing_left_of_a_false_start(out: Path) -> Iterator[None]:
-    """A run that fails before its first checkpoint has nothing to go on from: `out` is emptied, so
-    that the same command works once the cause is mended."""
-    try:
-        yield
-    except BaseException:
-        if not any((out / "checkpoint").glob(f"*/{STATE}")):
-            shutil.rmtree(out)
-        raise
-
-
-def _check_environment(folder: Path, device: str) -> None:
-    """Note the environment of the run; warn of every difference to the one it began in."""
-    path, now = folder / "environment.json", {**_environment(), "device": device}
-    if path.exists():
-        for difference in differences(json.loads(path.read_text()), now):
-            log.warning("%s since the run began: weights may differ in their last bits", difference)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(now).encode())
-
-
-def _environment() -> dict[str, str | int]:
-    return environment() | {"compiled": "no" if native.library() is None else "yes"}
 
 
 def _sized(config: RunConfig, prepared: Prepared) -> RunConfig:
@@ -350,7 +271,7 @@ def _conclude(
         "optimizer": {stage.stage: stage.optimizer for stage in trained.results},
         "seed": config.seed,
         "start_from": _origin(config, base),
-        "versions": _environment(),
+        "versions": run_environment(),
     }
     write_file(out / "metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
     shutil.rmtree(out / "checkpoint", ignore_errors=True)

@@ -76,11 +76,18 @@ def _of_fields(there: Schema, here: Schema) -> list[str]:
 
 def _of_options(there: Field, here: Field) -> list[str]:
     old, new = there.model_dump(exclude=OPEN), here.model_dump(exclude=OPEN)
+    if there.id_type is None and _keeps_values(there):  # older than types: the values are compared
+        del new["id_type"]
     return [
         f"field {here.name!r}: {option} is {old[option]!r} there and {new[option]!r} here"
         for option in new
         if old[option] != new[option]
     ]
+
+
+def _keeps_values(field: Field) -> bool:
+    """Whether the meaning of an index is kept value by value, and can be compared so."""
+    return field.kind != "numerical" and field.hash_buckets is None
 
 
 def _of_vocabularies(there: Encoders, here: Encoders) -> list[str]:
@@ -97,6 +104,8 @@ def _same_values(field: Field, there: Encoders, here: Encoders) -> bool:
         old, new = there.vocabularies[field.name].values, here.vocabularies[field.name].values
         return old.equals(new)
     if is_domain_field(field, here.schema):
-        rules = (e.schema.divisions[0].model_dump(exclude={"unseen"}) for e in (there, here))
+        rules = (
+            e.schema.divisions[0].model_dump(exclude={"unseen", "id_type"}) for e in (there, here)
+        )
         return bool(next(rules) == next(rules))
     return True

@@ -44,6 +44,14 @@ class Reading:
 AS_BEFORE = Reading()
 
 
+def column_of(frame: pl.DataFrame, name: str) -> pl.Series:
+    """The column of that name, safe to work with: Polars takes `*` and `^id$` for patterns in what
+    a series of such a name does as well, so it gets a blank in front."""
+    values = frame[name]
+    is_pattern = name == "*" or (name.startswith("^") and name.endswith("$"))
+    return values.alias(f" {name}") if is_pattern else values
+
+
 def ids(values: pl.Series, what: str, reading: Reading = AS_BEFORE) -> pl.Series:
     """`values` as ids: Int64 or text; null where missing (NaN is missing too).
 

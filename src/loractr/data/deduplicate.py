@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical
+from loractr.data.canonical import column_of
 from loractr.data.id_type import IdTypes
 from loractr.data.partition import partitions
 from loractr.data.staging import Staged
@@ -33,16 +34,25 @@ def first_of_each(
     types = {name: IdTypes(name) for name in columns if staged.types[name] == pl.String}
     for _, frame in staged.batches(list(types)) if types else ():
         for name, found in types.items():
-            found.observe(canonical.spelled(frame[name], name, missing))
+            found.observe(canonical.spelled(column_of(frame, name), name, missing))
     readings = {name: canonical.Reading(found.decided(), missing) for name, found in types.items()}
-    batches = (
-        frame.with_columns(
-            *(canonical.ids(frame[name], name, reading) for name, reading in readings.items()),
-            pl.Series(_ROW, rows),
+    keys = [f"key {place}" for place in range(len(columns))]  # a name like ^id$ is a pattern
+
+    def read(frame: pl.DataFrame, name: str) -> pl.Series:
+        reading = readings.get(name)
+        return (
+            column_of(frame, name)
+            if reading is None
+            else canonical.ids(column_of(frame, name), name, reading)
         )
+
+    batches = (
+        pl.DataFrame(
+            [read(frame, name).alias(key) for name, key in zip(columns, keys, strict=True)]
+        ).with_columns(pl.Series(_ROW, rows))
         for rows, frame in staged.batches(columns)
     )
-    for part in partitions(batches, columns, scratch, staged.rows):
-        first = part.unique(subset=list(columns), keep="first", maintain_order=True)
+    for part in partitions(batches, keys, scratch, staged.rows):
+        first = part.unique(subset=keys, keep="first", maintain_order=True)
         keep[first[_ROW].to_numpy()] = True
     return keep

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical, hashing, outcome, scaling
-from loractr.data.canonical import Positions
+from loractr.data.canonical import Positions, column_of
 from loractr.data.domains import Rule, encode_domains, rule
 from loractr.data.rows import Rows
 from loractr.data.vocabulary import Vocabulary
@@ -185,4 +185,4 @@ def _column(frame: pl.DataFrame, reader: Field | Division) -> pl.Series:
         column, kind = reader.source_column, "field"
     if column not in frame.columns:
         raise MissingColumnError(column, frame.columns, wanted_by=f"{kind} {reader.name!r}")
-    return frame[column]
+    return column_of(frame, column)

@@ -5,7 +5,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical
-from loractr.data.canonical import Reading
+from loractr.data.canonical import Reading, column_of
 from loractr.data.domains import DomainFit
 from loractr.data.encode import Encoders, is_domain_field, keeps_vocabulary
 from loractr.data.id_type import IdTypes
@@ -40,7 +40,7 @@ class Fit:
         """Take in raw rows (N,): `train` says which are training rows, `rows` where each stands in
         the source. Of the others nothing is learnt; they are looked through for missing numbers."""
         for name, moments in self._moments.items():
-            column = frame[moments.field.source_column]
+            column = column_of(frame, moments.field.source_column)
             numbers = canonical.numbers(column, f"field {name!r}", rows, self.schema.missing_values)
             moments.observe(numbers, train, rows)
         mine, rows = frame.filter(train), rows[train]
@@ -52,7 +52,7 @@ class Fit:
                 spelled = canonical.spelled(raw, _what(field), self.schema.missing_values)
                 self._hashed[field.name].observe(spelled)
         for division in self._divisions:
-            division.observe(mine[division.division.column], rows)
+            division.observe(column_of(mine, division.division.column), rows)
 
     def encoders(self) -> Encoders:
         """The encoders, with the fitted schema.
@@ -97,7 +97,7 @@ class Fit:
 
     def _raw(self, frame: pl.DataFrame, field: Field) -> pl.Series:
         """The field's values, those of sequences one after the other."""
-        values = frame[field.source_column]
+        values = column_of(frame, field.source_column)
         if field.kind != "sequence":
             return values
         reading = Reading(field.id_type or "text", self.schema.missing_values)

@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical
-from loractr.data.canonical import Positions, at
+from loractr.data.canonical import Positions, at, column_of
 from loractr.data.rows import Rows
 from loractr.errors import DataError, MissingColumnError, some
 from loractr.schema import Label, Schema
@@ -36,7 +36,7 @@ def add(rows: Rows, frame: pl.DataFrame, schema: Schema, *, oracle: str | None =
     def column(name: str, wanted_by: str) -> pl.Series:
         if name not in frame.columns:
             raise MissingColumnError(name, frame.columns, wanted_by=wanted_by)
-        return frame[name]
+        return column_of(frame, name)
 
     missing = schema.missing_values
     label = labels(column(schema.label.column, "the label"), schema.label, rows.row, missing)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from loractr.data import canonical, outcome, split
 from loractr.data.aside import written_aside
+from loractr.data.canonical import column_of
 from loractr.data.config import DataConfig
 from loractr.data.deduplicate import first_of_each
 from loractr.data.encode import Encoders, is_domain_field
@@ -239,10 +240,12 @@ class _Preparation:
         for rows, frame in staged.batches(
             list(_columns(schema, self.oracle)), codes != split.DROPPED
         ):
-            outcome.labels(frame[schema.label.column], schema.label, rows, schema.missing_values)
+            outcome.labels(
+                column_of(frame, schema.label.column), schema.label, rows, schema.missing_values
+            )
             fit.observe(frame, codes[rows] == split.TRAIN, rows)
             if schema.group is not None:
-                groups.add(frame[schema.group])
+                groups.add(column_of(frame, schema.group))
         if schema.group is None:
             return fit.encoders(), None
         return fit.encoders(), _Groups(Vocabulary.fit(groups.table()), groups.reading())
@@ -260,7 +263,7 @@ class _Preparation:
                 encoders.encode(frame, rows=rows), frame, schema, oracle=self.oracle
             )
             if groups is not None and schema.group is not None:
-                encoded = replace(encoded, group=groups.keys(frame[schema.group]))
+                encoded = replace(encoded, group=groups.keys(column_of(frame, schema.group)))
             if output is None:
                 output = self._output(encoded, int((codes == split.TRAIN).sum()))
             for code, name in enumerate(SPLITS):

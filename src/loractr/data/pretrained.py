@@ -30,7 +30,7 @@ def load_pretrained(field: Field, vocabulary: Vocabulary) -> NDArray[np.float32]
     path = Path(field.pretrained)
     table = _read(path)
     vectors = _vectors(path, table)
-    index = vocabulary.encode(table.get_columns()[0], reading=Reading(field.id_type))
+    index = vocabulary.encode(table.to_series(0).alias("id"), reading=Reading(field.id_type))
     known = index > 0
     if not known.any():
         raise DataError(

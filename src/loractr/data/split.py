@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical, hashing, outcome, temporal
-from loractr.data.canonical import Positions, Reading, at
+from loractr.data.canonical import Positions, Reading, at, column_of
 from loractr.data.config import (
     ColumnSplit,
     Fractions,
@@ -125,13 +125,15 @@ def _stratified(split: StratifiedSplit, staged: Staged, schema: Schema, keep: Ke
         by = rule(typed, missing_values=missing)
 
     def stratum(frame: pl.DataFrame, rows: Positions) -> tuple[pl.Series, Counts]:
-        label = outcome.labels(frame[schema.label.column], schema.label, rows, missing)
+        label = outcome.labels(column_of(frame, schema.label.column), schema.label, rows, missing)
         if natural is None:
             domain = pl.Series(np.zeros(len(rows), dtype=np.int64))
         elif by is None:
-            domain = canonical.ids(frame[natural.column], f"division {natural.name!r}", reading)
+            domain = canonical.ids(
+                column_of(frame, natural.column), f"division {natural.name!r}", reading
+            )
         else:
-            domain = pl.Series(by.find(frame[natural.column], rows)).cast(pl.Int64)
+            domain = pl.Series(by.find(column_of(frame, natural.column), rows)).cast(pl.Int64)
         return domain, label.astype(np.int64)
 
     strata = _Strata(staged, list(columns(split, schema)), keep, stratum, parts=2)
@@ -142,7 +144,7 @@ def _per_user(split: PerUserSplit, staged: Staged, schema: Schema, keep: Keep) -
     reading = _reading(staged, split.column, keep, "`split`", Reading(None, schema.missing_values))
 
     def stratum(frame: pl.DataFrame, rows: Positions) -> tuple[pl.Series, Counts]:
-        user = canonical.ids(frame[split.column], "`split`", reading)
+        user = canonical.ids(column_of(frame, split.column), "`split`", reading)
         return user, np.zeros(len(rows), dtype=np.int64)
 
     strata = _Strata(staged, [split.column], keep, stratum, parts=1)
@@ -162,8 +164,8 @@ def _per_user_in_order(
 
     def parts() -> Iterator[pl.DataFrame]:
         for rows, frame in staged.batches([split.column, order], keep):
-            user = canonical.ids(frame[split.column], "`split`", reading).alias("user")
-            time = pl.Series("time", temporal.keys(clock.read(frame[order]), rows))
+            user = canonical.ids(column_of(frame, split.column), "`split`", reading).alias("user")
+            time = pl.Series("time", temporal.keys(clock.read(column_of(frame, order)), rows))
             yield pl.DataFrame([user, time, pl.Series("row", rows)])
 
     for part in partitions(parts(), ["user"], scratch, staged.rows):
@@ -183,7 +185,7 @@ def _temporal(split: TemporalSplit, staged: Staged, schema: Schema, keep: Keep) 
 
     def times() -> Iterator[tuple[Positions, NDArray[np.uint64]]]:
         for rows, frame in staged.batches([split.column], keep):
-            yield rows, temporal.keys(clock.read(frame[split.column]), rows)
+            yield rows, temporal.keys(clock.read(column_of(frame, split.column)), rows)
 
     if split.fractions is None:
         validation = temporal.moment(split.validation_from, clock.dtype, split.column)
@@ -218,10 +220,10 @@ def _by_column(split: ColumnSplit, staged: Staged, schema: Schema, keep: Keep) -
     code = np.repeat(np.arange(3, dtype=np.uint8), [len(values) for values in lists])
     found = np.full(staged.rows, DROPPED, dtype=np.uint8)
     for rows, frame in staged.batches([split.column], keep):
-        index = vocabulary.encode(frame[split.column], what="`split`", reading=reading)
+        index = vocabulary.encode(column_of(frame, split.column), what="`split`", reading=reading)
         unknown = index == 0
         if unknown.any():
-            values = frame[split.column].filter(unknown).unique(maintain_order=True)
+            values = column_of(frame, split.column).filter(unknown).unique(maintain_order=True)
             raise DataError(
                 f"split column {split.column!r} holds {some(values.head(9).to_list())}"
                 f" ({at(rows[unknown])}), which `split` gives no place.",
@@ -237,7 +239,7 @@ def _reading(staged: Staged, column: str, keep: Keep, what: str, given: Reading)
         return given
     types = IdTypes(what)
     for _, frame in staged.batches([column], keep):
-        types.observe(canonical.spelled(frame[column], what, given.missing))
+        types.observe(canonical.spelled(column_of(frame, column), what, given.missing))
     return replace(given, id_type=types.decided())
 
 
@@ -246,7 +248,7 @@ def _clock(staged: Staged, column: str, keep: Keep, schema: Schema) -> temporal.
     clock = temporal.Clock(column, staged.types[column], schema.missing_values)
     if staged.types[column] == pl.String:
         for _, frame in staged.batches([column], keep):
-            clock.observe(frame[column])
+            clock.observe(column_of(frame, column))
     return clock
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from polars.selectors import by_name
 
 from loractr.data.aside import disk_is_full
 from loractr.data.canonical import Positions
@@ -59,7 +60,7 @@ def stage(source: pl.LazyFrame, columns: Sequence[str], path: Path) -> Staged:
     """
     types = source.collect_schema()
     chosen = [
-        pl.col(name).cast(pl.String) if types[name] in _AS_TEXT else pl.col(name)
+        by_name(name).cast(pl.String) if types[name] in _AS_TEXT else by_name(name)
         for name in dict.fromkeys(columns)
     ]
     try:
@@ -82,7 +83,7 @@ def _equal(file: pq.ParquetFile, columns: list[str]) -> Iterator[pl.DataFrame]:
     """Batches of BATCH_ROWS rows each (the last one of fewer), whatever the file's row groups."""
     held = pl.DataFrame()
     for group in range(file.num_row_groups):  # `iter_batches` would hold on to all it has read
-        read = pl.DataFrame(pl.from_arrow(file.read_row_group(group, columns))).select(columns)
+        read = pl.DataFrame(pl.from_arrow(file.read_row_group(group, columns)))[columns]
         held = pl.concat([held, read]) if len(held) else read
         while len(held) >= BATCH_ROWS:
             yield held.head(BATCH_ROWS)

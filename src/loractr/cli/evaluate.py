@@ -47,7 +47,7 @@ def evaluate(
     elif split is not None:
         raise UsageError(f"{data} has no splits.", fix="leave --split out, or name prepared data.")
     else:
-        rows = scorer.encoders.encode(raw_rows(scorer, data), outcomes=True)
+        rows = scorer.encoders.encode(raw_rows(scorer, data, outcomes=True), outcomes=True)
     metrics = measure(predictions(scorer, rows), divisions)
     if as_json:
         show_json(metrics.as_dict())

@@ -31,7 +31,7 @@ def predict(
     if is_prepared(data):
         table = predictions(scorer, prepared_rows(scorer, data, "test"))
     else:
-        raw = raw_rows(scorer, data)
+        raw = raw_rows(scorer, data, outcomes=False)
         if "probability" in raw.columns:
             raise UsageError(f"{data} has a column 'probability' already.", fix="rename it.")
         table = raw.with_columns(probability=scorer.predict(raw))

@@ -20,17 +20,34 @@ def is_prepared(data: Path) -> bool:
     return read_manifest(data) is not None
 
 
-def raw_rows(scorer: "Scorer", data: Path) -> "pl.DataFrame":
-    """All rows and columns of a Parquet or CSV file; ids of a CSV file as text.
+def raw_rows(scorer: "Scorer", data: Path, *, outcomes: bool) -> "pl.DataFrame":
+    """All rows and columns of a Parquet or CSV file, in its order; ids of a CSV file as text.
+
+    A CSV file is read as the training data was: its form and its missing values are the same.
+
+    Args:
+        scorer: The model that the rows are for.
+        data: A file, a folder or a pattern.
+        outcomes: Whether label and weight are read, too; else whatever they hold stays as it is.
 
     Raises:
         DataError: the file cannot be read.
     """
-    from loractr.data.sources.table import number_columns, scan
+    from dataclasses import replace
+
+    from loractr.data.sources.table import label_columns, number_columns, scan
+    from loractr.data.sources.text_form import TextForm
 
     schema = scorer.schema
-    numbers = number_columns(schema.fields, schema.divisions, schema.label, schema.weight)
-    return scan(data, numbers=numbers).collect()
+    weight = schema.weight if outcomes else None
+    form = replace(TextForm.of(scorer.config.data), missing=schema.missing_values)
+    return scan(
+        data,
+        numbers=number_columns(schema.fields, schema.divisions, weight),
+        labels=label_columns(schema.label) if outcomes else (),
+        form=form,
+        refuse_empty=outcomes,
+    ).collect()
 
 
 def prepared_rows(scorer: "Scorer", data: Path, split: str) -> "Rows":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loractr.data.config import DataConfig
-from loractr.data.sources import table
+from loractr.data.sources.files import find
 from loractr.data.store import FORMAT
 from loractr.errors import some
 from loractr.schema import Schema
@@ -88,14 +88,15 @@ def cache_key(config: DataConfig, schema: Schema | None, source: list[dict[str, 
 
 
 def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
-    """Name, size, and content hash or time of change, of each file that the source may read: the
-    file itself, those of the folder, or those that the pattern means."""
+    """Name (below the folder or pattern), size, and content hash or time of change, of each file
+    that the source may read: the file itself, those of the folder, or those that the pattern
+    means."""
     path = config.path
     if path is None:
         return []
     if config.source == "table":
-        files = table.files(path)
-    elif path.is_dir():
+        return [{"file": found.name, **_state(found.path)} for found in find(path)]
+    if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     else:
         files = [path] if path.is_file() else []  # the source will say what is missing

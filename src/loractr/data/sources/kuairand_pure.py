@@ -17,6 +17,7 @@ import polars as pl
 from loractr.data.config import DataConfig
 from loractr.data.sources import delimited
 from loractr.data.sources.base import Table, needs_files, needs_path, refuse_repeats
+from loractr.data.sources.readings import NUMBER, WHOLE, Readings
 from loractr.schema import Division, Field, Label
 
 LOG = "log_standard_4_22_to_5_08_pure.csv"
@@ -83,7 +84,7 @@ def open_source(config: DataConfig) -> Table:
     log_path, users_path, videos_path = needs_files(
         folder, [LOG, USERS, VIDEOS], source=config.source
     )
-    log = delimited.scan(log_path, dict.fromkeys((*_LOG_NUMBERS, *POST_OUTCOME), delimited.WHOLE))
+    log = delimited.scan(log_path, dict.fromkeys((*_LOG_NUMBERS, *POST_OUTCOME), WHOLE))
     users = delimited.scan(users_path, _user_readings()).with_columns(_codes(_ONE_HOT)).collect()
     videos = (
         delimited.scan(videos_path, _video_readings()).with_columns(_codes(_VIDEO_CODES)).collect()
@@ -107,14 +108,14 @@ def open_source(config: DataConfig) -> Table:
     )
 
 
-def _user_readings() -> delimited.Readings:
-    whole = dict.fromkeys(("user_id", *_COUNTS, *_USER_CODES), delimited.WHOLE)
-    return whole | dict.fromkeys(_ONE_HOT, delimited.NUMBER)
+def _user_readings() -> Readings:
+    whole = dict.fromkeys(("user_id", *_COUNTS, *_USER_CODES), WHOLE)
+    return whole | dict.fromkeys(_ONE_HOT, NUMBER)
 
 
-def _video_readings() -> delimited.Readings:
-    numbers = dict.fromkeys((*_SIZES, *_VIDEO_CODES), delimited.NUMBER)
-    return {"video_id": delimited.WHOLE} | numbers
+def _video_readings() -> Readings:
+    numbers = dict.fromkeys((*_SIZES, *_VIDEO_CODES), NUMBER)
+    return {"video_id": WHOLE} | numbers
 
 
 def _codes(names: tuple[str, ...]) -> pl.Expr:

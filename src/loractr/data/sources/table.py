@@ -1,23 +1,30 @@
 """Your own Parquet or CSV files, with the schema in the configuration.
 
 `path` is a file, a folder, or a pattern such as `logs/day-*.parquet`; parts are read in the order
-of their names. A Parquet column is what its type says. A CSV column that is used as an id is read
-as text, so that no digit of it gets lost; one that is used as a number or a time is parsed.
+of their names. What a file is, its first bytes say. A Parquet column is what its type says. A CSV
+column that is used as an id is read as text, so that no digit of it gets lost; one that is used as
+a number or a time is parsed.
 """
 
-import re
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import polars as pl
 
-from loractr.data.config import DataConfig
-from loractr.data.sources import delimited
-from loractr.data.sources.base import Table, refuse_empty
-from loractr.errors import ConfigError, DataError, some
-from loractr.schema import Division, Field, Label
+from loractr.data.config import ColumnSplit, DataConfig, PerUserSplit, TemporalSplit
+from loractr.data.sources.base import Table
+from loractr.data.sources.content import look
+from loractr.data.sources.files import find
+from loractr.data.sources.kinds import decide_kinds
+from loractr.data.sources.parts import Parts, open_parts
+from loractr.data.sources.text_form import STANDARD, TextForm
+from loractr.errors import ConfigError, some
+from loractr.schema import Division, Field, Kind, Label
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+log = logging.getLogger(__name__)
+
+_ONLY_OF_IDS = {"min_count", "hash_buckets", "embedding_size", "pretrained", "trainable", "id_type"}
 
 
 def open_source(config: DataConfig) -> Table:
@@ -30,12 +37,22 @@ def open_source(config: DataConfig) -> Table:
             fix=f"list them, or let `loractr init {config.path}` propose a configuration.",
         )
     label = config.label or Label()
-    fields = [field for field in config.fields if isinstance(field, Field)]
-    numbers = number_columns(fields, config.divisions.values(), label, config.weight)
-    frame = scan(config.path, numbers=numbers, times=_times(config))
+    parts = open_parts(config.path, TextForm.of(config))
+    kinds = _kinds(config.fields, parts)
+    fields = [_spelt_out(item, kinds) for item in config.fields]
+    frame = parts.frame(
+        numbers=number_columns(fields, config.divisions.values(), config.weight),
+        labels=label_columns(label),
+        times=_times(config),
+        needed=_needed(config, fields, label),
+    )
+    types = frame.collect_schema()
     return Table(
         frame=frame,
-        fields={name: _offer(name, dtype) for name, dtype in frame.collect_schema().items()},
+        fields={
+            name: Field(name=name, kind=kinds.get(name) or _kind(dtype))
+            for name, dtype in types.items()
+        },
         default_fields=(),
         divisions=(),
         label=label,
@@ -44,167 +61,114 @@ def open_source(config: DataConfig) -> Table:
 
 
 def number_columns(
-    fields: Iterable[Field], divisions: Iterable[Division], label: Label, weight: str | None
+    fields: Iterable[Field], divisions: Iterable[Division], weight: str | None
 ) -> set[str]:
     """Columns that are used as numbers and not as ids: those that `scan` should parse.
 
     A column used as both stays text; as text it still says the same numbers.
     """
     ids: set[str] = set()
-    numbers = {label.column, weight} if weight else {label.column}
+    numbers = {weight} if weight else set()
     for field in fields:
         (numbers if field.kind == "numerical" else ids).add(field.source_column)
     numbers |= {division.column for division in divisions if division.thresholds is not None}
     return numbers - ids
 
 
-def scan(path: Path, *, numbers: Iterable[str] = (), times: Iterable[str] = ()) -> pl.LazyFrame:
+def label_columns(label: Label) -> set[str]:
+    """The column of the label, unless its rule compares text: what `scan` takes as `labels`."""
+    return set() if label.rule and isinstance(label.rule[1], str) else {label.column}
+
+
+def scan(
+    path: Path,
+    *,
+    numbers: Iterable[str] = (),
+    times: Iterable[str] = (),
+    labels: Iterable[str] = (),
+    form: TextForm = STANDARD,
+    needed: Collection[str] | None = None,
+    refuse_empty: bool = True,
+) -> pl.LazyFrame:
     """The table at `path` (file, folder or pattern), lazily.
 
     Args:
-        path: Parquet files, or CSV files with a header.
-        numbers: CSV columns to parse as numbers: whole ones where every value is, else float64.
-        times: CSV columns to parse as numbers, dates or moments, whichever the first value is.
+        path: Parquet files, or CSV files with a header; folders `key=value` are columns, too.
+        numbers: Text columns to parse as numbers: whole ones where every value is, else float64.
+        times: Text columns to parse as numbers, dates or moments.
+        labels: Text columns to parse as numbers if the first value is one.
+        form: How CSV files are written.
+        needed: Columns whose types must go together in all parts; all when absent.
+        refuse_empty: Whether a table without rows is an error; else it has its columns.
 
     Raises:
-        DataError: nothing there, empty, unreadable, or the parts differ in their columns.
+        DataError: nothing there, without rows, unreadable, or the parts do not go together.
         MalformedLineError: a CSV line that cannot be read, with its number.
     """
-    parts = files(path)
-    if kind_of(parts[0]) == ".parquet":
-        return _scan_parquet(parts)
-    return _scan_csv(parts, numbers, times)
-
-
-def files(path: Path) -> list[Path]:
-    """The Parquet or CSV files that `path` means, sorted by name; all of one kind."""
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = [part for part in path.iterdir() if part.is_file()]
-    else:
-        root = Path(path.anchor)
-        found = [part for part in root.glob(str(path.relative_to(root))) if part.is_file()]
-    found = sorted(part for part in found if kind_of(part))
-    kinds = sorted({kind_of(part) for part in found})
-    if not found:
-        raise DataError(
-            f"{path} does not exist or holds no Parquet or CSV file.",
-            fix="name a .parquet, .csv, .tsv, .csv.gz or .tsv.gz file, a folder of them,"
-            " or a pattern that matches some.",
-        )
-    if len(kinds) > 1:
-        raise DataError(
-            f"{path} holds files of several kinds: {some(kinds)}.",
-            fix=f"name those of one kind with a pattern, such as {path}/*{kinds[-1]}",
-        )
-    return found
-
-
-def kind_of(path: Path) -> str:
-    """`.parquet`, `.csv` or `.tsv` (gzip or not); empty for any other or hidden file."""
-    name = path.name.lower()
-    if name.startswith((".", "_")):
-        return ""
-    if name.endswith(".parquet"):
-        return ".parquet"
-    suffix = Path(name.removesuffix(".gz")).suffix
-    return suffix if suffix in _SEPARATORS else ""
-
-
-def _scan_parquet(parts: list[Path]) -> pl.LazyFrame:
-    schemas = [_parquet_schema(part) for part in parts]
-    for part, schema in zip(parts, schemas, strict=True):
-        _refuse_different(part, schema, parts[0], schemas[0])
-    frame = pl.scan_parquet(parts, glob=False)
-    if not frame.select(pl.len()).collect().item():
-        raise DataError(f"{some(parts, 2)} has no rows.", fix="write the file again.")
-    return frame
-
-
-def _parquet_schema(part: Path) -> pl.Schema:
-    refuse_empty(part)
-    try:
-        return pl.scan_parquet(part, glob=False).collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{part} cannot be read as Parquet: {reason}.", fix="write the file again."
-        ) from error
-
-
-def _scan_csv(parts: list[Path], numbers: Iterable[str], times: Iterable[str]) -> pl.LazyFrame:
-    separator = _SEPARATORS[kind_of(parts[0])]
-    first = dict.fromkeys(delimited.header(parts[0], separator=separator))
-    for part in parts[1:]:
-        header = dict.fromkeys(delimited.header(part, separator=separator))
-        _refuse_different(part, header, parts[0], first)
-    text = pl.concat([delimited.text(part, separator=separator) for part in parts])
-    readings = _readings(text, set(numbers) & first.keys(), set(times) & first.keys())
-    return pl.concat([delimited.scan(part, readings, separator=separator) for part in parts])
-
-
-def _readings(
-    text: pl.LazyFrame, numbers: Collection[str], times: Collection[str]
-) -> delimited.Readings:
-    readings = {name: _time_reading(text, name) for name in times}
-    numbers = {*numbers, *(n for n, r in readings.items() if r is delimited.NUMBER)}
-    if not numbers:
-        return readings
-    try:
-        whole = text.select(
-            delimited.WHOLE.parse(pl.col(name), False).null_count() == pl.col(name).null_count()
-            for name in numbers
-        )
-        is_whole: Mapping[str, bool] = whole.collect(engine="streaming").row(0, named=True)
-    except (
-        pl.exceptions.PolarsError,
-        OSError,
-    ):  # lines that cannot be read: the check will name the first
-        is_whole = dict.fromkeys(numbers, False)
-    return readings | {
-        name: delimited.WHOLE if is_whole[name] else delimited.NUMBER for name in numbers
-    }
-
-
-def _time_reading(text: pl.LazyFrame, name: str) -> delimited.Reading:
-    """How to read a time column, by its first value; the others must then be like it."""
-    try:
-        first = text.select(pl.col(name).drop_nulls().first()).collect(engine="streaming").item()
-    except (
-        pl.exceptions.PolarsError,
-        OSError,
-    ):  # lines that cannot be read: the check will name the first
-        first = None
-    if first is not None and re.fullmatch(r"\d{4}-\d{2}-\d{2}", first):
-        return delimited.DATE
-    if first is not None and re.match(r"\d{4}-\d{2}-\d{2}[ T]", first):
-        return delimited.MOMENT
-    return delimited.NUMBER
-
-
-def _refuse_different(
-    part: Path, columns: Mapping[str, object], first: Path, wanted: Mapping[str, object]
-) -> None:
-    if list(columns.items()) == list(wanted.items()):
-        return
-    odd = [name for name in {**columns, **wanted} if columns.get(name, "") != wanted.get(name, "")]
-    raise DataError(
-        f"{part} differs from {first} in the columns {some(odd) if odd else 'and their order'}.",
-        fix="write all parts with the same columns and types, or name those that belong together.",
+    return open_parts(path, form).frame(
+        numbers=numbers, times=times, labels=labels, needed=needed, refuse_empty=refuse_empty
     )
 
 
-def _offer(name: str, dtype: pl.DataType) -> Field:
-    """The field that a bare name means: what the column's type says."""
+def files(path: Path) -> list[Path]:
+    """The Parquet or CSV files that `path` means, sorted by name."""
+    return [found.path for found in find(path)]
+
+
+def kind_of(path: Path) -> str:
+    """`.parquet` or `.csv`, by the file's first bytes."""
+    return ".parquet" if look(path).is_parquet else ".csv"
+
+
+def _kinds(items: Iterable[str | Field], parts: Parts) -> dict[str, Kind]:
+    """The kinds of the columns of those fields that do not say theirs: by their options if these
+    are of ids, else by the values."""
+    text = parts.text()
+    types = text.collect_schema()
+    silent = [Field(name=item) if isinstance(item, str) else item for item in items]
+    silent = [field for field in silent if "kind" not in field.model_fields_set]
+    silent = [field for field in silent if field.source_column in types]
+    open_ones = {f.source_column: None for f in silent if not f.model_fields_set & _ONLY_OF_IDS}
+    kinds = decide_kinds(text, open_ones, parts.form)
+    numbers = [name for name, kind in kinds.items() if kind == "numerical"]
+    if numbers:
+        log.info("numbers, as they have fractions and no `kind` is said: %s", some(numbers))
+    ids = {field.source_column for field in silent} - open_ones.keys()
+    return kinds | {
+        name: "sequence" if _kind(types[name]) == "sequence" else "categorical" for name in ids
+    }
+
+
+def _spelt_out(item: str | Field, kinds: Mapping[str, Kind]) -> Field:
+    field = Field(name=item) if isinstance(item, str) else item
+    if "kind" in field.model_fields_set:
+        return field
+    return field.model_copy(update={"kind": kinds.get(field.source_column, "categorical")})
+
+
+def _kind(dtype: pl.DataType) -> Kind:
+    """What the type of a column says of its kind."""
     if isinstance(dtype, pl.List | pl.Array):
-        return Field(name=name, kind="sequence")
-    return Field(name=name, kind="numerical" if dtype.is_float() else "categorical")
+        return "sequence"
+    return "numerical" if dtype.is_float() else "categorical"
 
 
 def _times(config: DataConfig) -> set[str]:
     """Columns that order the rows of a split."""
     split = config.split
-    if split.kind == "temporal":
+    if isinstance(split, TemporalSplit):
         return {split.column}
-    return {split.order} if split.kind == "per_user" and split.order else set()
+    return {split.order} if isinstance(split, PerUserSplit) and split.order else set()
+
+
+def _needed(config: DataConfig, fields: Iterable[Field], label: Label) -> set[str]:
+    """All columns that the configuration names."""
+    named = {field.source_column for field in fields} | {label.column, config.weight, config.group}
+    named |= {division.column for division in config.divisions.values()} | _times(config)
+    if isinstance(config.split, PerUserSplit | ColumnSplit):
+        named.add(config.split.column)
+    if isinstance(config.deduplicate, tuple):
+        named |= set(config.deduplicate)
+    if config.negatives is not None:
+        named |= {config.negatives.user, config.negatives.item}
+    return {name for name in named if name}

@@ -19,6 +19,7 @@ import polars as pl
 from loractr.data.config import DataConfig
 from loractr.data.sources import delimited
 from loractr.data.sources.base import Table, needs_files, needs_negatives, needs_path
+from loractr.data.sources.readings import WHOLE
 from loractr.errors import DataError, some
 from loractr.schema import Division, Field, Label
 
@@ -34,7 +35,7 @@ def open_source(config: DataConfig) -> Table:
     folder = needs_path(config, "the folder of theme_click_log.csv and the embeddings")
     names = ["theme_click_log.csv", "user_embedding.csv", "item_embedding.csv"]
     log_path, users_path, items_path = needs_files(folder, names, source=config.source)
-    log = delimited.scan(log_path, dict.fromkeys(_IDS, delimited.WHOLE))
+    log = delimited.scan(log_path, dict.fromkeys(_IDS, WHOLE))
     clicks = (
         log.join(_embedded(users_path, "user_id"), on="user_id", how="semi", maintain_order="left")
         .join(_embedded(items_path, "item_id"), on="item_id", how="semi", maintain_order="left")
@@ -61,7 +62,7 @@ def open_source(config: DataConfig) -> Table:
 def _embedded(path: Path, name: str) -> pl.LazyFrame:
     """The ids that have an embedding: the first column of the file, under `name`."""
     first, *_ = delimited.header(path)
-    frame = delimited.scan(path, {first: delimited.WHOLE})
+    frame = delimited.scan(path, {first: WHOLE})
     return frame.select(pl.col(first).alias(name))
 
 

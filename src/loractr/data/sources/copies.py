@@ -1,0 +1,104 @@
+"""Temporary copies of files that Polars cannot read as they are; they go when the program ends."""
+
+import codecs
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import IO
+
+from loractr.data.aside import disk_is_full
+from loractr.data.sources.content import unpacked, unreadable
+from loractr.errors import DataError, MalformedLineError
+
+_BLOCK = 1 << 20
+_copies: dict[tuple[object, ...], Path] = {}
+_numbers = count()
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="loractr-")
+
+
+def copied(path: Path, what: str, write: Callable[[IO[bytes]], None]) -> Path:
+    """The copy of `path` that `write` makes; the one made before, if `path` is as it was then.
+
+    Args:
+        path: The file as it is.
+        what: What is different in the copy: another `what` is another copy.
+        write: Writes it.
+
+    Raises:
+        DataError: `path` cannot be read, or there is no room for the copy.
+    """
+    status = path.stat()
+    key = (path.absolute(), status.st_size, status.st_mtime_ns, what)
+    if key in _copies:
+        return _copies[key]
+    copy = Path(_folder().name) / f"{next(_numbers)}-{os.getpid()}"
+    try:
+        with copy.open("xb") as file:
+            write(file)
+    except BaseException as error:
+        copy.unlink(missing_ok=True)
+        if isinstance(error, OSError) and disk_is_full(error):
+            raise DataError(
+                f"there is no room in {copy.parent} for a temporary copy of {path}.",
+                fix="make room, or set TMPDIR to a folder on a larger disk.",
+            ) from error
+        if isinstance(error, OSError):
+            raise unreadable(path, error) from error
+        raise
+    _copies[key] = copy
+    return copy
+
+
+def plain(path: Path, packing: str | None) -> Path:
+    """`path` itself, or its bytes unpacked."""
+    if packing is None:
+        return path
+
+    def write(file: IO[bytes]) -> None:
+        with unpacked(path, packing) as source:
+            while block := source.read(_BLOCK):
+                file.write(block)
+
+    return copied(path, "unpacked", write)
+
+
+def in_utf8(path: Path, packing: str | None, encoding: str) -> Path:
+    """A copy of the text at `path`, which is in `encoding`, in UTF-8 and unpacked.
+
+    Raises:
+        MalformedLineError: the text is not in that encoding.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        line, block = 1, b"?"
+        with unpacked(path, packing) as source:
+            while block:
+                block = source.read(_BLOCK)
+                try:
+                    text = decoder.decode(block, final=not block)
+                    file.write(text.encode())
+                except UnicodeError as error:
+                    raise _undecodable(path, line, encoding, error) from error
+                line += text.count("\n")
+
+    return copied(path, f"from {encoding}", write)
+
+
+def _undecodable(path: Path, line: int, encoding: str, error: UnicodeError) -> MalformedLineError:
+    """The error, where `line` is the one that the failing block begins in."""
+    if isinstance(error, UnicodeDecodeError):
+        line += error.object[: error.start].decode(encoding, "ignore").count("\n")
+    return MalformedLineError(
+        path,
+        line,
+        f"the text is not {encoding}",
+        fix="say its true `encoding:` in the data section, such as latin-1, gbk or utf-16.",
+    )

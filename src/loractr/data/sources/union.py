@@ -1,0 +1,150 @@
+"""The parts of a table as one: columns matched by name, types widened to hold all values."""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+from polars import selectors as cs
+
+from loractr.data import moments
+from loractr.errors import DataError, some
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one file."""
+
+    path: Path
+    frame: pl.LazyFrame
+
+    @cached_property
+    def types(self) -> dict[str, pl.DataType]:
+        """Column → type, in the order of the file."""
+        return dict(self.frame.collect_schema())
+
+
+def together(
+    parts: Sequence[Part], needed: Collection[str] | None = None, *, tell: bool = True
+) -> pl.LazyFrame:
+    """The rows of all parts, one part after the other.
+
+    A column that a part lacks is null there. Text holds what is text in any part.
+
+    Args:
+        parts: At least one.
+        needed: Columns of which the types must have one in common; all when absent. Others are
+            left out when they have none.
+        tell: Whether to log what is left out or filled.
+
+    Raises:
+        DataError: a needed column is, for instance, a list in one part and a number in another.
+    """
+    types, strays = _common_types(parts)
+    for name, (one, other) in strays.items():
+        problem = (
+            f"column {name[:60]!r} is {str(one.types[name])[:60]} in {one.path} and"
+            f" {str(other.types[name])[:60]} in {other.path}"
+        )
+        if needed is None or name in needed:
+            fix = "write it with one type, or name the files that belong together by a pattern."
+            raise DataError(f"{problem}: no type holds both.", fix=fix)
+        if tell:
+            log.warning("%s; it is left out", problem)
+    partial = [name for name in types if any(name not in part.types for part in parts)]
+    if partial and tell:
+        log.warning("missing where a file has no such column: %s", some(partial))
+    return pl.concat([_as(part, types) for part in parts])
+
+
+def wider(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+    """The type that holds all values of both, if there is one.
+
+    >>> wider(pl.Int32(), pl.UInt8()), wider(pl.Int64(), pl.String()), wider(pl.Date(), pl.Int8())
+    (Int64, String, None)
+    """
+    common: pl.DataType | None = None
+    if one == other or pl.Null in (one, other):
+        common = other if one == pl.Null else one
+    elif isinstance(one, pl.List | pl.Array) and isinstance(other, pl.List | pl.Array):
+        inner = wider(_inner(one), _inner(other))
+        common = None if inner is None else pl.List(inner)
+    elif one.is_nested() or other.is_nested() or pl.Binary in (one, other):
+        common = None
+    elif _is_text(one) or _is_text(other):
+        common = pl.String()
+    elif _is_number(one) and _is_number(other):
+        common = _wider_number(one, other)
+    elif {type(one), type(other)} <= {pl.Date, pl.Datetime}:
+        common = pl.Datetime("us")
+    return common
+
+
+def _wider_number(one: pl.DataType, other: pl.DataType) -> pl.DataType:
+    decimal = next((kind for kind in (one, other) if isinstance(kind, pl.Decimal)), None)
+    if one.is_float() or other.is_float():
+        return pl.Float64()
+    if decimal is not None:
+        scale = max(kind.scale for kind in (one, other) if isinstance(kind, pl.Decimal))
+        return pl.Decimal(38, scale)
+    wide = {pl.UInt64(), pl.Int128(), pl.UInt128()} & {one, other}
+    return pl.Int128() if wide else pl.Int64()
+
+
+def _inner(sequence: pl.List | pl.Array) -> pl.DataType:
+    inner = sequence.inner
+    return inner if isinstance(inner, pl.DataType) else inner()
+
+
+def _is_text(kind: pl.DataType) -> bool:
+    return isinstance(kind, pl.String | pl.Categorical | pl.Enum)
+
+
+def _is_number(kind: pl.DataType) -> bool:
+    return kind.is_numeric() or kind == pl.Boolean
+
+
+Strays = dict[str, tuple[Part, Part]]
+
+
+def _common_types(parts: Sequence[Part]) -> tuple[dict[str, pl.DataType], Strays]:
+    """The types of all columns, and the columns that have none, each with two parts that differ."""
+    types: dict[str, pl.DataType] = {}
+    first: dict[str, Part] = {}
+    strays: Strays = {}
+    for part in parts:
+        for name, kind in part.types.items():
+            if name not in types:
+                types[name], first[name] = kind, part
+                continue
+            common = wider(types[name], kind)
+            if common is None:
+                strays.setdefault(name, (first[name], part))
+            elif common != types[name]:
+                types[name], first[name] = common, part
+    return {name: kind for name, kind in types.items() if name not in strays}, strays
+
+
+def _as(part: Part, types: dict[str, pl.DataType]) -> pl.LazyFrame:
+    """The rows of `part` with exactly the columns of `types`."""
+    if list(part.types.items()) == list(types.items()):
+        return part.frame
+    return part.frame.select(
+        _cast(name, part.types[name], kind)
+        if name in part.types
+        else pl.lit(None, dtype=kind).alias(name)
+        for name, kind in types.items()
+    )
+
+
+def _cast(name: str, old: pl.DataType, new: pl.DataType) -> pl.Expr:
+    column = cs.by_name(name).as_expr()
+    if old == new:
+        return column
+    if isinstance(old, pl.Date | pl.Datetime) and new == pl.String:
+        return column.map_batches(moments.text, return_dtype=pl.String(), is_elementwise=True)
+    return column.cast(new)

@@ -14,12 +14,18 @@ LoractrError
 └── TrainingError        training cannot go on (the loss is no longer finite, …)          (exit 1)
 
 A message says what was wrong with its value, what would be right, and, on a line of its own that
-starts with "Fix:", what to do. Each class also derives from the builtin that a caller would expect.
+starts with "Fix:", what to do. It is of bounded length, whatever the values: names and texts are
+cut. Each class also derives from the builtin that a caller would expect.
 """
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
+
+SHOWN_PROBLEMS = 20
+"""Problems of a configuration that its message tells one by one."""
+_NAME, _PROBLEM, _MESSAGE = 80, 600, 10_000  # characters of each, at most
 
 
 class LoractrError(Exception):
@@ -35,7 +41,8 @@ class LoractrError(Exception):
     def __init__(self, problem: str, *, fix: str | None = None) -> None:
         self.problem = problem
         self.fix = fix
-        super().__init__(problem if fix is None else f"{problem}\nFix: {fix}")
+        told = cut(problem, _MESSAGE)
+        super().__init__(told if fix is None else f"{told}\nFix: {cut(fix, _MESSAGE)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors cross from one process to another whole, whatever their class is made from."""
@@ -57,9 +64,12 @@ class ConfigError(LoractrError, ValueError):
     def __init__(self, problems: Iterable[str], *, fix: str | None = None) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
-        many = f"{count} configuration problems"
-        head = "the configuration has a problem" if count == 1 else many
-        super().__init__(f"{head}:\n" + "\n".join(f"  - {p}" for p in self.problems), fix=fix)
+        many = f"{count:,} configuration problems"
+        lines = ["the configuration has a problem:" if count == 1 else f"{many}:"]
+        lines += [f"  - {cut(problem, _PROBLEM)}" for problem in self.problems[:SHOWN_PROBLEMS]]
+        if count > SHOWN_PROBLEMS:
+            lines.append(f"  … and {count - SHOWN_PROBLEMS:,} more")
+        super().__init__("\n".join(lines), fix=fix)
 
 
 class UsageError(LoractrError, ValueError):
@@ -79,14 +89,18 @@ class DataError(LoractrError, ValueError):
 
 
 class MissingColumnError(DataError, KeyError):
-    """A column that the configuration names is not in the table."""
+    """A column that the configuration, or a model made from it, reads is not in the table."""
 
     def __init__(self, column: str, present: Iterable[str], *, wanted_by: str) -> None:
         self.column = column
+        columns = list(present)
+        near = nearest(column, columns)
+        hint = f"it has {some(columns)}." if near is None else f"did you mean {shown(near)}?"
         super().__init__(
-            f"column {column!r}, wanted by {wanted_by}, is not in the table;"
-            f" it has {some(present)}.",
-            fix=f"name one of the table's columns in {wanted_by}, or add the column to the file.",
+            f"column {shown(column)}, wanted by {cut(wanted_by, _PROBLEM)}, is not in the table;"
+            f" {hint}",
+            fix=f"rename the table's column to {shown(column)}, or add such a column; before"
+            " training, the configuration may name another one instead.",
         )
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
@@ -110,10 +124,10 @@ class UnknownDomainError(DataError):
     def __init__(self, division: str, unknown: Iterable[str], known: Iterable[str]) -> None:
         self.division, self.unknown, self.known = division, tuple(unknown), tuple(known)
         super().__init__(
-            f"division {division!r} has no domain {some(self.unknown)};"
+            f"division {shown(division)} has no domain {some(self.unknown)};"
             f" it was fitted on {some(self.known)}.",
-            fix=f"train on rows that have it, or set `unseen: backbone` in division {division!r}"
-            " to score such rows with the backbone alone.",
+            fix="train on rows that have it, or set `unseen: backbone` in division"
+            f" {shown(division)} to score such rows with the backbone alone.",
         )
 
 
@@ -135,13 +149,42 @@ class TrainingError(LoractrError, RuntimeError):
 
 def some(names: Iterable[object], limit: int = 8) -> str:
     """The first few names, quoted, and how many more there are: messages stay of bounded length."""
-    listed = [repr(str(name)) for name in names]
+    listed = list(names)
     if not listed:
         return "none"
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return ", ".join(shown(str(name)) for name in listed[:limit]) + more
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, so a name in quotation marks; a long one is cut."""
+    if isinstance(value, str):
+        return repr(cut(value, _NAME))
+    return cut(repr(value), _NAME)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant: alike but for case or a few characters.
+
+    nearest("ItemID", ["user_id", "item_id"])  →  "item_id"
+    """
+    by_folded = {one.casefold()[:_NAME]: one for one in reversed(list(known))}
+    close = difflib.get_close_matches(name.casefold()[:_NAME], by_folded, n=1)
+    return by_folded[close[0]] if close else None
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What to say about an unknown name: the nearest known one, else the first few of all."""
+    listed = list(known)
+    near = nearest(name, listed)
+    return f"there are {some(listed)}" if near is None else f"did you mean {shown(near)}?"
 
 
 def repeated(names: Iterable[str]) -> list[str]:
     """Those that are there more than once, sorted."""
     return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def cut(text: str, limit: int = _NAME) -> str:
+    """`text`, or as much of its beginning as fits, and a mark that there was more."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

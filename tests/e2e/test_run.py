@@ -288,8 +288,9 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(method, tmp_path):
     subprocess.run([*train, "--out", tmp_path / "whole"], check=True, capture_output=True)
     rng, kills = np.random.default_rng(len(method)), 0
     while not (tmp_path / "cut" / "metrics.json").exists():
+        resume = ["--resume"] if (tmp_path / "cut" / "config.yaml").exists() else []
         process = subprocess.Popen(
-            [*train, "--out", tmp_path / "cut", "--resume"],
+            [*train, "--out", tmp_path / "cut", *resume],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

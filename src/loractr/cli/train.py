@@ -43,6 +43,8 @@ def train(
         return
     if out is None:
         raise UsageError("train needs a folder for the run.", fix="add --out RUN.")
+    if resume:
+        _check_begun(out, "config.yaml" if seeds is None else "seed-*/config.yaml")
     _check_device(device)
     if seeds is None:
         if jobs is not None:
@@ -128,6 +130,16 @@ def _plan(config: "RunConfig", threads: int | None, *, as_json: bool) -> None:
         show_json(plan)
     else:
         show(plan_tables(plan))
+
+
+def _check_begun(out: Path, written: str) -> None:
+    """A misspelt folder would begin the run anew, in silence."""
+    if not any(out.glob(written)):
+        why = "holds no run" if out.is_dir() else "is not there"
+        raise UsageError(
+            f"{out} {why}: nothing to resume.",
+            fix="correct the name of the folder, or leave out --resume to begin a run in it.",
+        )
 
 
 def _check_device(name: str) -> None:

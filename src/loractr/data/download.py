@@ -4,7 +4,6 @@ Nothing is redistributed here: files come from their publisher, whose terms are 
 only the files that the source reads are kept, with the publisher's notices.
 """
 
-import difflib
 import hashlib
 import os
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 from loractr.data.aside import written_aside
 from loractr.data.catalogue import DATASETS, Archive, Dataset
 from loractr.data.unpack import unpack
-from loractr.errors import DownloadError, UsageError, some
+from loractr.errors import DownloadError, UsageError, meant, shown, some
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and in all (None when the server does not say)."""
@@ -145,9 +144,10 @@ def _sync(folder: Path) -> None:
 
 def _named(name: str) -> Dataset:
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {some(DATASETS)}."
-        raise UsageError(f"no data set {name!r}; {hint}", fix="list them: loractr data list")
+        raise UsageError(
+            f"no data set {shown(name)}; {meant(name, DATASETS)}",
+            fix="list them: loractr data list",
+        )
     return DATASETS[name]
 
 

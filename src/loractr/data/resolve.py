@@ -1,13 +1,13 @@
 """Configuration + table → the (unfitted) schema, or every problem with it at once."""
 
-import difflib
+from collections import Counter
 from collections.abc import Collection, Iterator
 
 from pydantic import ValidationError
 
 from loractr.data.config import ColumnSplit, DataConfig, PerUserSplit, TemporalSplit
 from loractr.data.sources.base import Table
-from loractr.errors import ConfigError, some
+from loractr.errors import SHOWN_PROBLEMS, ConfigError, meant, shown
 from loractr.schema import Division, Field, Label, Schema
 
 
@@ -24,21 +24,22 @@ def resolve(config: DataConfig, table: Table) -> Schema:
             the click used as inputs or divisions, names used twice. All of them at once.
     """
     columns = table.frame.collect_schema().names()
+    present = set(columns)
     label = _label(config, table)
     refused = {label.column: "it is the label itself", **table.post_outcome}
     problems: list[str] = []
-    fields = [_field(item, table, columns, problems) for item in _wanted(config, table, problems)]
+    wanted = _wanted(config, table, problems)
+    found = (_field(item, table, present, problems) for item in wanted)
+    fields = [field for field in found if field is not None]
     divisions = tuple(config.divisions.values()) or table.divisions
     for place, column in _inputs(fields, divisions):
         if column in refused:
-            problems.append(f"{place}: column {column!r} is no input: {refused[column]}")
-        elif column not in columns:
-            problems.append(f"{place}: {_unknown('column', column, columns)}")
-    problems += [
-        f"{place}: {_unknown('column', column, columns)}"
-        for place, column in _others(config, label)
-        if column not in columns
-    ]
+            problems.append(f"{place}: column {shown(column)} is no input: {refused[column]}")
+        elif column not in present:
+            problems.append(f"{place}: {_unknown('column', column, columns, problems)}")
+    for place, column in _others(config, label):
+        if column not in present:
+            problems.append(f"{place}: {_unknown('column', column, columns, problems)}")
     if divisions:
         domain = Field(name=f"domain_{divisions[0].name}")
         taken = _taken(domain.name, fields)
@@ -46,7 +47,7 @@ def resolve(config: DataConfig, table: Table) -> Schema:
         fields += [domain] if config.domain_as_field and not taken else []
     problems += _repeated([field.name for field in fields])
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(dict.fromkeys(problems))
     return Schema(
         fields=tuple(fields),
         divisions=divisions,
@@ -64,14 +65,17 @@ def _wanted(config: DataConfig, table: Table, problems: list[str]) -> tuple[str 
     return wanted
 
 
-def _field(item: str | Field, table: Table, columns: Collection[str], problems: list[str]) -> Field:
-    """The field that an entry of `data.fields` means; a stand-in when it is wrong."""
+def _field(
+    item: str | Field, table: Table, columns: Collection[str], problems: list[str]
+) -> Field | None:
+    """The field that an entry of `data.fields` means; None when it is wrong, so that nothing more
+    is said about it."""
     if isinstance(item, str):
         if item in table.fields:
             return table.fields[item]
         if item not in columns:  # else the caller says why the column is refused, or takes it
-            problems.append(f"data.fields: {_unknown('field', item, table.fields)}")
-            return next(iter(table.fields.values()), Field(name=item))
+            problems.append(f"data.fields: {_unknown('field', item, table.fields, problems)}")
+            return None
         return Field(name=item)
     base = table.fields.get(item.name) or table.fields.get(item.source_column)
     if base is None:
@@ -80,8 +84,8 @@ def _field(item: str | Field, table: Table, columns: Collection[str], problems: 
         return _laid_over(item, base)
     except ValidationError as error:
         reasons = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
-        problems.append(f"data.fields: field {item.name!r}: {reasons}")
-        return base
+        problems.append(f"data.fields: field {shown(item.name)}: {reasons}")
+        return None
 
 
 def _laid_over(item: Field, base: Field) -> Field:
@@ -110,7 +114,7 @@ def _label(config: DataConfig, table: Table) -> Label:
 def _inputs(fields: list[Field], divisions: tuple[Division, ...]) -> Iterator[tuple[str, str]]:
     """(place in the configuration, column) of everything that a prediction reads."""
     for field in fields:
-        yield f"data.fields, field {field.name!r}", field.source_column
+        yield f"data.fields, field {shown(field.name)}", field.source_column
     for division in divisions:
         yield f"data.divisions.{division.name}", division.column
 
@@ -131,22 +135,25 @@ def _others(config: DataConfig, label: Label) -> Iterator[tuple[str, str]]:
             yield "data.deduplicate", column
 
 
-def _unknown(what: str, name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {some(known)}"
-    return f"no {what} {name!r}; {hint}"
+def _unknown(what: str, name: str, known: Collection[str], problems: Collection[str]) -> str:
+    """Nobody reads the hint of a problem that is not shown, and thousands of hints take long."""
+    hint = f"; {meant(name, known)}" if len(problems) < SHOWN_PROBLEMS else ""
+    return f"no {what} {shown(name)}{hint}"
 
 
 def _taken(name: str, fields: list[Field]) -> list[str]:
     """The domain itself would be read in place of the column of such a field."""
     return [
-        f"data.fields: the name {name!r} belongs to the domain as a field (`domain_as_field`); call"
-        f" yours something else, like {{name: own_{name}, column: {field.source_column}}}"
+        f"data.fields: the name {shown(name)} belongs to the domain as a field (`domain_as_field`);"
+        f" call yours something else, like {{name: own_{name}, column: {field.source_column}}}"
         for field in fields
         if field.name == name
     ]
 
 
 def _repeated(names: list[str]) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"data.fields: field {name!r} is there twice" for name in twice]
+    return [
+        f"data.fields: field {shown(name)} is there {'twice' if count == 2 else f'{count} times'}"
+        for name, count in Counter(names).items()
+        if count > 1
+    ]

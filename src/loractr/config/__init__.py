@@ -1,9 +1,8 @@
 """`RunConfig`: what a YAML file holds; `load_config` reports all its problems at once."""
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field as Bound
@@ -31,6 +30,8 @@ from loractr.baselines.retune import Retune
 from loractr.baselines.shared_bottom import SharedBottom
 from loractr.baselines.single import Single
 from loractr.baselines.star import STAR
+from loractr.config.problems import problems
+from loractr.config.text import read_values, spelt_out
 from loractr.data.config import DataConfig
 from loractr.errors import ConfigError, some
 from loractr.method import Method
@@ -191,30 +192,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read, or with every problem found in it.
     """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror or error}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path} is not valid YAML: {error}"]) from error
-    if not isinstance(values, dict):
-        raise ConfigError([f"{path} must hold `data:`, `method:` and so on, not {values!r}"])
-    for override in overrides:
-        _override(values, override)
-    return parse_config(values)
+    return parse_config(read_values(path, overrides))
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
-    """Validate plain values.
+    """Validate plain values. `method: mlora` is short for `method: {name: mlora}`, as a name is for
+    the kind of `data.split` and the column of `data.label`.
 
     Raises:
         ConfigError: with every problem found, each with its place and, for a misspelt key, the
             name that was probably meant.
     """
+    values = spelt_out(values)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_problems(error, values)) from None
+        raise ConfigError(problems(error, RunConfig, values)) from None
     config.check_stages()
     return config
 
@@ -234,143 +227,3 @@ def dump_config(config: RunConfig) -> str:
             for one in config.data.fields
         ]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML itself would keep the last of two equal keys, in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, if each key is there once."""
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                problem = f"key {key.value!r} is there more than once"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError([f"--set {override!r} must look like training.epochs=3"])
-    place: Any = values
-    for key in keys[:-1]:
-        place = place.setdefault(key, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise ConfigError([f"--set {override!r}: {key!r} holds a value, not settings"])
-    try:
-        place[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError([f"--set {override!r}: {text!r} is not valid YAML"]) from error
-
-
-_QUOTE = "'"
-_SETTINGS = "expected settings, as `key: value`"
-_WORDS = {
-    "dict_type": _SETTINGS,
-    "model_type": _SETTINGS,
-    "model_attributes_type": _SETTINGS,
-    "tuple_type": "expected a list",
-    "path_type": "expected a path",
-}
-"""pydantic's own messages, where they speak of classes."""
-
-
-def _problems(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
-    """One line for each place, in the words of the file.
-
-    Where a value may be of several kinds, pydantic reports what each of them finds wrong: the kind
-    that got deepest is the one that was meant; of equally deep ones all are told.
-    """
-    found: dict[str, list[str]] = {}
-    for item in error.errors(include_url=False):
-        place, message = _problem(item, values)
-        found.setdefault(place, []).append(message)
-    for place, messages in found.items():
-        if not any(other.startswith(f"{place}.") for other in found):
-            yield f"{place}: {'; or '.join(dict.fromkeys(messages))}"
-
-
-def _problem(item: Any, values: dict[str, Any]) -> tuple[str, str]:
-    """Place and message of one of pydantic's errors."""
-    place, owners = _locate(item["loc"], values, missing=item["type"] == "missing")
-    if item["type"] == "extra_forbidden":
-        known = sorted({name for owner in owners for name in owner.model_fields})
-        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return place, f"unknown key; {hint}"
-    if item["type"] == "missing":
-        return place, "missing"
-    if item["type"] == "value_error":
-        return place or "config", str(item["ctx"]["error"])
-    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return _bad_tag(place, item)
-    message = _WORDS.get(item["type"]) or _lower(item["msg"])
-    return place, f"{message}, not {_shown(item['input'])}"
-
-
-def _bad_tag(place: str, item: Any) -> tuple[str, str]:
-    place = f"{place}.{str(item['ctx']['discriminator']).strip(_QUOTE)}"
-    if "tag" not in item["ctx"]:
-        return place, "missing"
-    tag, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace(_QUOTE, "").split(", ")
-    close = difflib.get_close_matches(tag, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return place, f"unknown {tag!r}; {hint}"
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def _locate(
-    loc: tuple[int | str, ...], values: Any, *, missing: bool
-) -> tuple[str, set[type[Record]]]:
-    """The place as written in YAML, and the classes that may stand where its last key is.
-
-    pydantic's location also names the kinds of a union, which no one wrote: what is not in
-    `values` is left out, but for the last key of what is missing.
-    """
-    owners: set[type[Record]] = {RunConfig}
-    written: list[str] = []
-    for depth, part in enumerate(loc):
-        last = depth == len(loc) - 1
-        if isinstance(values, dict):
-            here = part in values
-        else:
-            here = isinstance(values, list | tuple) and isinstance(part, int)
-        if not here and not (last and missing):
-            owners = {owner for owner in owners if part in _tags(owner)} or owners
-            continue
-        written.append(str(part))
-        if not last:
-            values = values[part]
-            named = {o.model_fields[part].annotation for o in owners if part in o.model_fields}
-            owners = {record for hint in named for record in _records(hint)} or owners
-    return ".".join(written), owners
-
-
-def _records(hint: Any) -> Iterator[type[Record]]:
-    if isinstance(hint, type) and issubclass(hint, Record):
-        yield hint
-    for part in get_args(hint):
-        yield from _records(part)
-
-
-def _tags(owner: type[Record]) -> set[str]:
-    return {
-        str(value)
-        for name in ("name", "kind")
-        if name in owner.model_fields
-        for value in _literals(owner.model_fields[name].annotation)
-    }
-
-
-def _literals(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if getattr(hint, "__origin__", None) is Literal else ()

@@ -1,5 +1,7 @@
+import io
 import json
 import logging
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -34,10 +36,56 @@ def test_log_lines_follow_standard_error_wherever_it_goes(capsys):
     assert capsys.readouterr().err == "stage: 0.1 s\n"
 
 
-def test_a_table_is_printed_whole_with_numbers_to_the_right(capsys):
-    long = "a domain with a name of [some] length " * 3
-    show([Table("by tab", ("domain", "rows"), ((long, "7"), ("short", "1,000")))])
-    printed = capsys.readouterr().out
-    assert long.strip() in printed
-    assert "│     7 │" in printed
-    assert "│ 1,000 │" in printed
+LONG = "a domain with a name of [some] length " * 3
+TABLE = Table(
+    "by tab",
+    ("domain", "rows", "AUC"),
+    ((LONG, "7", "–"), ("東京", "1,000", "0.5000"), ("a\tb\n\x1b[1m", "", "")),
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_at_a_terminal_tables_are_grids_with_numbers_to_the_right(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    show([TABLE])
+    printed = sys.stdout.getvalue()
+    cells = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    assert " ".join(row[0].strip() for row in cells[:2]) == LONG.strip()
+    assert "│ 1,000 │ 0.5000 │" in printed
+    assert "│     7 │      – │" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "\x1b[1m" not in printed.replace("\x1b[1mdomain", "")
+
+
+def test_elsewhere_tables_are_aligned_columns_without_boxes_or_blanks_at_the_end(capsys):
+    show([TABLE, Table("none", ("x",), ())])
+    pad = " " * (len(LONG) - 6)
+    assert capsys.readouterr().out.splitlines() == [
+        "by tab",
+        f"domain{pad}   rows     AUC",
+        f"{LONG}      7       –",
+        f"東京{' ' * (len(LONG) - 4)}  1,000  0.5000",
+        r"a\tb\n\x1b[1m",
+        "",
+        "none",
+        "x",
+    ]
+
+
+def test_plain_tables_are_tabs_and_bare_numbers(capsys):
+    show([TABLE, Table("none", ("x",), ())], plain=True)
+    assert capsys.readouterr().out.split("\n") == [
+        "# by tab",
+        "domain\trows\tAUC",
+        f"{LONG}\t7\t",
+        "東京\t1000\t0.5000",
+        "a\\tb\\n\\x1b[1m\t\t",
+        "# none",
+        "x",
+        "",
+    ]

@@ -44,10 +44,10 @@ def config(tmp_path):
 
 
 def test_prepare_counts_rows_per_split_and_domain(config, tmp_path):
-    done = loractr("prepare", config, "--out", tmp_path / "prepared")
+    done = loractr("prepare", config, "--out", tmp_path / "prepared", "--plain")
     assert done.exit_code == 0, done.stderr
-    lines = [line.split("│")[1:-1] for line in done.stdout.splitlines() if "│" in line]
-    cells = {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    cells = {name: others for name, *others in lines}
     assert cells["feed"][:3] == ["4", "3", "3"]
     assert cells["home"][:3] == ["16", "7", "7"]
     assert cells["all rows"][:3] == ["20", "10", "10"]

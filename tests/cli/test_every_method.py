@@ -40,7 +40,7 @@ def test_it_goes_the_whole_way(method, tmp_path):
     seen = json.loads(loractr("inspect", artifact, "--json"))
     assert seen["method"] == method
     metrics = json.loads((out / "metrics.json").read_text())
-    assert f"│ {method} " in loractr("inspect", artifact)
+    assert f"method\t{method}\n" in loractr("inspect", artifact, "--plain")
     rows = tmp_path / "rows.parquet"
     scored = pl.read_parquet(out / "predictions.parquet")
     generate(load_config(config).data.synthetic)[scored["row"].to_list()].write_parquet(rows)

@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli")
     click_log(1200, seed=0).write_parquet(path / "log.parquet")
     (path / "config.yaml").write_text(CONFIG.format(path=path))
-    done = loractr("train", path / "config.yaml", "--out", path / "run")
+    done = loractr("train", path / "config.yaml", "--out", path / "run", "--plain")
     assert done.exit_code == 0, done.stderr
     (path / "shown.txt").write_text(done.stdout)
     done = loractr("prepare", path / "config.yaml", "--out", path / "prepared")
@@ -72,9 +72,9 @@ def artifact(folder):
 
 
 def table_of(text):
-    """First cell → the other cells of each line of the printed tables."""
-    lines = [line.split("│")[1:-1] for line in text.splitlines() if "│" in line]
-    return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
+    """First cell → the other cells of each line of tables printed with --plain."""
+    lines = [line.split("\t") for line in text.splitlines()]
+    return {name: cells for name, *cells in lines}
 
 
 def test_train_prints_what_metrics_json_says(folder):
@@ -118,15 +118,14 @@ def test_a_dry_run_needs_no_folder_and_makes_none(folder):
     # 21 users, 31 items and 4 domains (one unknown each), 4 wide.
     assert plan["parameters"]["embedding"] == 4 * (21 + 31 + 4)
     assert plan["rows_per_second"] > 0
-    shown = table_of(loractr("train", folder / "config.yaml", "--dry-run").stdout)
+    shown = table_of(loractr("train", folder / "config.yaml", "--dry-run", "--plain").stdout)
     assert shown["train rows"] == ["960"]
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_several_seeds_have_a_folder_and_a_line_each(folder, tmp_path):
-    done = loractr(
-        "train", folder / "config.yaml", "--out", tmp_path / "runs", "--seeds", 2, "--set", "seed=3"
-    )
+    options = ("--seeds", 2, "--set", "seed=3", "--plain")
+    done = loractr("train", folder / "config.yaml", "--out", tmp_path / "runs", *options)
     assert done.exit_code == 0, done.stderr
     shown = table_of(done.stdout)
     aucs = []
@@ -199,8 +198,9 @@ def test_rows_of_an_unseen_domain_are_shown_apart(artifact, tmp_path):
         tab=pl.when(pl.col("tab") == "kids").then(pl.lit("shop")).otherwise("tab")
     )
     raw.write_parquet(tmp_path / "raw.parquet")
-    shown = table_of(loractr("evaluate", artifact, tmp_path / "raw.parquet", "--by", "tab").stdout)
-    assert shown["kids"] == ["0", "0", "–", "–", "no rows"]
+    done = loractr("evaluate", artifact, tmp_path / "raw.parquet", "--by", "tab", "--plain")
+    shown = table_of(done.stdout)
+    assert shown["kids"] == ["0", "0", "", "", "no rows"]
     assert int(shown["(unseen)"][0]) == (raw["tab"] == "shop").sum()
 
 
@@ -240,7 +240,7 @@ def test_inspect_counts_parameters_and_names_versions(folder, artifact):
     counted = {key: written["parameters"][key] for key in found["parameters"]}
     assert found["parameters"] == counted
     assert found["active"]["adapters"] == {"tab": {"feed": "v1", "home": "v1", "kids": "v1"}}
-    shown = table_of(loractr("inspect", artifact).stdout)
+    shown = table_of(loractr("inspect", artifact, "--plain").stdout)
     assert shown["method"] == ["mlora"]
     assert shown["feed"][0] == "v1"
     assert shown["item"] == ["categorical", "31"]

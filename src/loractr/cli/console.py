@@ -2,7 +2,10 @@
 
 import json
 import logging
+import re
 import sys
+import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,26 +13,81 @@ import typer
 if TYPE_CHECKING:
     from loractr.evaluation import Table
 
-WIDE = 200
-"""Columns of a table that goes to a file or a pipe: nothing is cut there."""
 NUMERIC = ("", "–", "-", *"0123456789")
 """How the cells of a column of numbers begin."""
 
 
-def show(tables: "list[Table]") -> None:
-    """Print tables; numbers to the right."""
+def show(tables: "Sequence[Table]", *, plain: bool = False) -> None:
+    """Print tables, numbers to the right: as grids at a terminal, else as aligned columns; `plain`
+    ones for other programs, with tabs between the values."""
+    if plain:
+        typer.echo("\n".join(map(_tabbed, tables)))
+    elif sys.stdout.isatty():
+        _show_grids(tables)
+    else:
+        typer.echo("\n\n".join(map(_aligned, tables)))
+
+
+def _show_grids(tables: "Sequence[Table]") -> None:
     from rich.console import Console
     from rich.table import Table as Grid
 
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = Console()
     for table in tables:
-        grid = Grid(title=table.title, title_justify="left")
-        for place, column in enumerate(table.columns):
-            numbers = all(row[place][:1] in NUMERIC for row in table.rows)
+        grid = Grid(title=_printable(table.title), title_justify="left")
+        for column, numbers in zip(table.columns, _numbers(table), strict=True):
             grid.add_column(column, justify="right" if numbers else "left", overflow="fold")
         for row in table.rows:
-            grid.add_row(*row)
+            grid.add_row(*map(_printable, row))
         console.print(grid, markup=False)
+
+
+def _aligned(table: "Table") -> str:
+    """Two blanks between columns, none at the end of a line."""
+    lines = [[_printable(cell) for cell in line] for line in (table.columns, *table.rows)]
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    numbers = _numbers(table)
+    told = [_printable(table.title)]
+    for line in lines:
+        cells = []
+        for cell, width, number in zip(line, widths, numbers, strict=True):
+            blanks = " " * (width - _width(cell))
+            cells.append(blanks + cell if number else cell + blanks)
+        told.append("  ".join(cells).rstrip())
+    return "\n".join(told)
+
+
+def _tabbed(table: "Table") -> str:
+    """A title, a header and rows for other programs; the first column is text."""
+    lines = [table.columns, *((name, *map(_bare, cells)) for name, *cells in table.rows)]
+    told = ["\t".join(map(_printable, line)) for line in lines]
+    return "\n".join([f"# {_printable(table.title)}", *told])
+
+
+def _bare(cell: str) -> str:
+    """A number as programs write it; a dash for none is nothing."""
+    if cell in {"–", "-"}:
+        return ""
+    return cell.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", cell) else cell
+
+
+def _numbers(table: "Table") -> list[bool]:
+    """Which columns are columns of numbers."""
+    places = range(len(table.columns))
+    return [all(row[place][:1] in NUMERIC for row in table.rows) for place in places]
+
+
+def _printable(text: str) -> str:
+    """Names come from data: a line break would break the table, an escape the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _width(text: str) -> int:
+    """Places that a text takes: Chinese characters take two, accents of their own none."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 
 
 def show_json(value: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loractr.cli.console import say, show, show_json
-from loractr.cli.options import AsJson
+from loractr.cli.options import AsJson, Plain
 
 if TYPE_CHECKING:
     from loractr.data.catalogue import Dataset
@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="Which public data sets there are; 
 
 
 @app.command("list")
-def list_(*, as_json: AsJson = False) -> None:
+def list_(*, as_json: AsJson = False, plain: Plain = False) -> None:
     """Name every data set, its size, where it comes from and its terms of use."""
     from dataclasses import asdict
 
@@ -29,7 +29,7 @@ def list_(*, as_json: AsJson = False) -> None:
         (name, found.title, "yes" if found.archive else "by hand", found.page)
         for name, found in DATASETS.items()
     )
-    show([Table("data sets", ("name", "what it is", "download", "page"), rows)])
+    show([Table("data sets", ("name", "what it is", "download", "page"), rows)], plain=plain)
     say("Terms of use are shown by `loractr data get`.")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loractr.cli.console import show, show_json
-from loractr.cli.options import ArtifactFolder, AsJson, DataPath
+from loractr.cli.options import ArtifactFolder, AsJson, DataPath, Plain
 from loractr.errors import UsageError, some
 
 
@@ -29,6 +29,7 @@ def evaluate(
         Split | None, typer.Option(help="Rows of a prepared data set; test when absent.")
     ] = None,
     as_json: AsJson = False,
+    plain: Plain = False,
 ) -> None:
     """Score labelled rows with ARTIFACT and print AUC and log loss per domain."""
     from loractr.artifact import load
@@ -53,4 +54,4 @@ def evaluate(
         show_json(metrics.as_dict())
     else:
         tables = [division_table(metrics, name) for name in divisions]
-        show(tables or [runs_table({artifact.name: metrics})])
+        show(tables or [runs_table({artifact.name: metrics})], plain=plain)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loractr.cli.console import show, show_json
-from loractr.cli.options import AsJson
+from loractr.cli.options import AsJson, Plain
 
 
 def inspect(
@@ -18,6 +18,7 @@ def inspect(
     ],
     *,
     as_json: AsJson = False,
+    plain: Plain = False,
 ) -> None:
     """Say what an artifact or a prepared data set holds."""
     from loractr.cli import describe
@@ -30,10 +31,10 @@ def inspect(
         if as_json:
             show_json(describe.prepared_json(prepared))
         else:
-            show(describe.prepared_tables(prepared))
+            show(describe.prepared_tables(prepared), plain=plain)
     else:
         found = describe.artifact_json(path)
         if as_json:
             show_json(found)
         else:
-            show(describe.artifact_tables(found))
+            show(describe.artifact_tables(found), plain=plain)

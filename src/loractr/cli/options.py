@@ -7,6 +7,11 @@ import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Print tables for other programs, with tabs; --json comes first."),
+]
+
 ConfigFile = Annotated[
     Path,
     typer.Argument(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loractr.cli.console import say, show, show_json
-from loractr.cli.options import AsJson, ConfigFile, Overrides
+from loractr.cli.options import AsJson, ConfigFile, Overrides, Plain
 
 
 def prepare(
@@ -18,6 +18,7 @@ def prepare(
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
+    plain: Plain = False,
 ) -> None:
     """Turn raw files into a prepared data set: packed columns, vocabularies, manifest."""
     from loractr.cli.describe import prepared_json, prepared_tables
@@ -32,5 +33,5 @@ def prepare(
     if as_json:
         show_json(prepared_json(prepared))
     else:
-        show(prepared_tables(prepared))
+        show(prepared_tables(prepared), plain=plain)
         say(f"prepared data: {prepared.path}")

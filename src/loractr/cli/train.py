@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loractr.cli.console import say, show, show_json
-from loractr.cli.options import AsJson, ConfigFile, Overrides
+from loractr.cli.options import AsJson, ConfigFile, Overrides, Plain
 from loractr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:0, …")] = "cpu",
     as_json: AsJson = False,
+    plain: Plain = False,
 ) -> None:
     """Prepare, train, evaluate, save: raw files in, RUN with metrics and artifact out."""
     from loractr.config import load_config
 
     loaded = load_config(config, overrides or ())
     if dry_run:
-        _plan(loaded, threads, as_json=as_json)
+        _plan(loaded, threads, as_json=as_json, plain=plain)
         return
     if out is None:
         raise UsageError("train needs a folder for the run.", fix="add --out RUN.")
@@ -49,7 +50,9 @@ def train(
     if seeds is None:
         if jobs is not None:
             raise UsageError(f"--jobs {jobs} means nothing for one run.", fix="add --seeds N.")
-        _one(loaded, out, resume=resume, threads=threads, device=device, as_json=as_json)
+        _one(
+            loaded, out, resume=resume, threads=threads, device=device, as_json=as_json, plain=plain
+        )
         return
     _several(
         loaded,
@@ -60,6 +63,7 @@ def train(
         threads=threads,
         device=device,
         as_json=as_json,
+        plain=plain,
     )
 
 
@@ -71,6 +75,7 @@ def _one(
     threads: int | None,
     device: str,
     as_json: bool,
+    plain: bool,
 ) -> None:
     from loractr.evaluation import division_table, runs_table
     from loractr.run import run
@@ -84,7 +89,7 @@ def _one(
         show_json(_written(out))
         return
     tables = [division_table(metrics, name) for name in metrics.divisions]
-    show(tables or [runs_table({out.name: metrics})])
+    show(tables or [runs_table({out.name: metrics})], plain=plain)
     say(f"run: {out}\nartifact: {out / 'artifact'}")
 
 
@@ -98,6 +103,7 @@ def _several(
     threads: int | None,
     device: str,
     as_json: bool,
+    plain: bool,
 ) -> None:
     from loractr.evaluation import runs_table
     from loractr.run import run_seeds
@@ -115,11 +121,11 @@ def _several(
     if as_json:
         show_json({name: _written(out / name) for name in names})
         return
-    show([runs_table(dict(zip(names, results, strict=True)))])
+    show([runs_table(dict(zip(names, results, strict=True)))], plain=plain)
     say(f"runs: {out}")
 
 
-def _plan(config: "RunConfig", threads: int | None, *, as_json: bool) -> None:
+def _plan(config: "RunConfig", threads: int | None, *, as_json: bool, plain: bool) -> None:
     from loractr.cli.describe import plan_tables
     from loractr.environment import threads as computing_with
     from loractr.run import dry_run
@@ -129,7 +135,7 @@ def _plan(config: "RunConfig", threads: int | None, *, as_json: bool) -> None:
     if as_json:
         show_json(plan)
     else:
-        show(plan_tables(plan))
+        show(plan_tables(plan), plain=plain)
 
 
 def _check_begun(out: Path, written: str) -> None:

@@ -1,39 +1,29 @@
-"""What a column of unknown data probably is, from its values and from its name."""
+"""What a column of unknown data probably is, from its values and from its name.
 
-import re
-from dataclasses import dataclass
-from typing import Literal
+Whatever the file: a typed column, its text, and a CSV of the same values are the same column here.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import polars as pl
 
-Type = Literal["whole", "number", "time", "text", "list"]
+from loractr.data import column_names, column_texts
+from loractr.data.column_texts import VECTOR, Counts, Written
 
-SEPARATORS = ("|", ";", ",")
-_IDS = {
-    *("id", "ids", "code", "zip", "key", "hash", "type", "kind", "cat", "category", "class"),
-    *("user", "item", "ad", "video", "movie", "brand", "author", "hour", "weekday", "month"),
-}
-_AMOUNTS = {
-    *("num", "number", "count", "cnt", "total", "avg", "mean", "ratio", "rate", "score", "rank"),
-    *("price", "amount", "cost", "bid", "duration", "ms", "seconds", "minutes", "hours", "days"),
-    *("size", "width", "height", "length", "weight", "distance", "position", "age"),
-}
-_TIMES = {"time", "timestamp", "ts", "date", "datetime", "day", "dt", "moment"}
-_TIME_NAMES = {"created_at", "event_time", "time_ms", "reach_time", "unixreviewtime"}
-_OUTCOMES = {
-    *("click", "clicks", "clicked", "clk", "label", "target", "outcome", "rating", "stars"),
-    *("like", "liked", "likes", "dislike", "hate", "favorite", "favourite", "collect", "feedback"),
-    *("follow", "followed", "comment", "commented", "share", "shared", "forward", "reward"),
-    *("dwell", "stay", "watch", "watched", "finish", "finished", "completed", "completion"),
-    *("skip", "skipped", "bounce", "install", "installed", "cart", "conversion", "converted"),
-    *("convert", "cvr", "purchase", "purchased", "buy", "bought", "ordered", "pay", "paid"),
-    *("payment", "revenue"),
-}
-_OUTCOME_PHRASES = (
-    *("play_time", "view_time", "read_time", "listen_time", "time_spent", "long_view", "played"),
-    *("profile_enter", "add_to", "true_prob"),
-)
+Type = Literal["whole", "number", "time", "text", "list", "unfit"]
+
+Told = dict[str, Any]
+"""Further attributes of a `Column`."""
+
+_EXACT: dict[type[pl.DataType], int] = {
+    pl.Float32: 2**24,
+    pl.Float64: 2**53,
+}  # a float below knows its last digit
 _FIRST_EPOCH = 10_000_000  # 20260131 and seconds since 1970 are above it, hours and days below
+_YEARS = (1_104_537_600, 2_051_222_400)  # 2005 and 2035 in seconds since 1970
+_NEARLY_UNIQUE, _FEWEST_ROWS, _FEWEST_OF_USERS = 0.95, 100, 1_000
 
 
 @dataclass(frozen=True)
@@ -43,9 +33,9 @@ class Column:
     name: str
     type: Type
     values: pl.Series
-    """Its values (R,), parsed where a text file has them as text."""
+    """Its values (R,), parsed where a file has them as text."""
     distinct: int
-    """Number of different values, missing left out."""
+    """Number of different values, missing left out; of a list, of different ids."""
     missing: int
     """Number of missing values."""
     low: float = 0.0
@@ -56,43 +46,81 @@ class Column:
     """Median of its numbers."""
     separator: str | None = None
     """What stands between the ids of a text with several."""
+    gaps: Counts = field(default_factory=dict)
+    """Texts in it that stand for a missing value → rows."""
+    odd: Counts = field(default_factory=dict)
+    """Texts in it that are no number or time, where nearly all others are → rows."""
+    decimal_comma: bool = False
+    """Whether its numbers are written as 15,48."""
+    is_boolean: bool = False
+    """Whether it holds true and false."""
+    rounded: bool = False
+    """Whether it holds whole numbers so large that a float has rounded them."""
+    unfit: str | None = None
+    """Why its values are no input, whatever they mean."""
 
     @property
-    def words(self) -> set[str]:
-        """The words of its name, lower case: `isLike_2` → is, like, 2."""
-        return set(re.split(r"[^a-z0-9]+", self._snake)) - {""}
+    def known(self) -> int:
+        """Number of its values, missing left out."""
+        return len(self.values) - self.missing
 
     @property
-    def _snake(self) -> str:
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.name).lower()
+    def is_numeric(self) -> bool:
+        """Whether it holds numbers."""
+        return self.type in ("whole", "number")
 
     @property
     def is_binary(self) -> bool:
-        """Whether it holds 0 and 1, both of them, and nothing else."""
-        two = self.type == "whole" and self.distinct == 2 and not self.missing
+        """Whether it holds 0 and 1 (false and true), both of them, and nothing else."""
+        two = self.type == "whole" and self.distinct == 2
         return two and (self.low, self.high) == (0, 1)
 
     @property
     def is_time(self) -> bool:
-        """Whether it says when a row happened."""
-        if self.type == "time":
+        """Whether it says when a row happened: a date, a moment, or numbers that mean one."""
+        if not self.is_numeric or not self.known:
+            return self.type == "time"
+        if column_names.is_time(self.name) and not self.is_outcome:
+            return self.low >= _FIRST_EPOCH
+        units = (1, 10**3, 10**6, 10**9)
+        epoch = any(_YEARS[0] * u <= self.low and self.high < _YEARS[1] * u for u in units)
+        many = self.distinct > max(self.known / 2, _FEWEST_ROWS) or (self.rises and epoch)
+        return epoch and many and not self._names_an_id
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it counts rows or periods on, so that later rows have values never seen."""
+        if not self.is_numeric or self.distinct < 2 or self.is_binary:
+            return False
+        name = self.name
+        if column_names.is_step(name) or (column_names.is_date(name) and not self._names_an_id):
             return True
-        named = bool(self.words & _TIMES) or self._snake in _TIME_NAMES
-        large = self.type == "whole" and self.low >= _FIRST_EPOCH
-        return named and large and not self.is_outcome
+        if column_names.is_time(name) and not self._names_an_id:
+            return self.rises or self.distinct > 60
+        if self._names_an_id or column_names.domain_place(name) is not None:
+            return False
+        amount = column_names.is_amount(name) and self.distinct < self.known / 2
+        return self.rises and not amount
+
+    @cached_property
+    def rises(self) -> bool:
+        """Whether its numbers rise from row to row, or fall, over many values."""
+        if self.distinct < 10 or self.known < _FEWEST_ROWS or not self.is_numeric:
+            return False
+        known = self.values.drop_nulls()
+        return known.is_sorted() or known.is_sorted(descending=True)
 
     @property
     def is_outcome(self) -> bool:
         """Whether its name says something that happens after the click."""
-        phrase = any(phrase in self._snake for phrase in _OUTCOME_PHRASES)
-        return phrase or bool(self.words & _OUTCOMES)
+        return column_names.is_outcome(self.name)
 
     @property
     def is_amount(self) -> bool:
         """Whether its values are amounts rather than ids."""
         if self.type == "number":
             return True
-        named = bool(self.words & _AMOUNTS) and not self.words & _IDS
+        named = column_names.is_amount(self.name)
         return self.type == "whole" and self.distinct > 20 and named
 
     @property
@@ -103,13 +131,20 @@ class Column:
     @property
     def is_constant(self) -> bool:
         """Whether it says the same in every row; a missing id says something, a number does not."""
+        if self.type == "list":
+            return not self.distinct
         gaps = self.missing > 0 and self.type != "number"
         return self.distinct + gaps <= 1
 
     @property
-    def is_row_id(self) -> bool:
-        """Whether every row has another value, so that nothing can be learnt from it."""
-        return self.type in ("whole", "text") and self.distinct == len(self.values) > 100
+    def is_single(self) -> bool:
+        """Whether a value says nothing of another row, as nearly every row has its own."""
+        one_id = self.type in ("whole", "text") and self.separator is None and not self.is_amount
+        if not one_id or self.known <= _FEWEST_ROWS:
+            return False
+        if column_names.is_user(self.name) or column_names.is_item(self.name):
+            return self.distinct == self.known >= _FEWEST_OF_USERS
+        return self.distinct >= _NEARLY_UNIQUE * self.known
 
     @property
     def is_prose(self) -> bool:
@@ -119,77 +154,116 @@ class Column:
         long = self.values.str.len_chars().sum() > 40 * len(self.values)
         return long and self.distinct > len(self.values) / 2
 
-
-def examine(values: pl.Series, *, as_text: bool) -> Column:
-    """Look at a column.
-
-    Args:
-        values: A sample of its values.
-        as_text: Whether it comes from a text file, so that its type has to be guessed.
-    """
-    read = _without_gaps_in_type(_parsed(values) if as_text else values)
-    kind = _type(read)
-    if kind == "text":
-        read = read.cast(pl.String)
-    known = read.drop_nulls()
-    numbers = known.cast(pl.Float64) if kind in ("whole", "number") and len(known) else None
-    return Column(
-        name=values.name,
-        type=kind,
-        values=read,
-        distinct=len(known) if kind == "list" else known.n_unique(),
-        missing=len(read) - len(known),
-        low=0.0 if numbers is None else numbers.quantile(0.0) or 0.0,
-        high=0.0 if numbers is None else numbers.quantile(1.0) or 0.0,
-        median=0.0 if numbers is None else numbers.quantile(0.5) or 0.0,
-        separator=_separator(known) if kind == "text" else None,
-    )
+    @property
+    def _names_an_id(self) -> bool:
+        name = self.name
+        named = column_names.is_user(name) or column_names.is_item(name)
+        return named or column_names.is_id(name)
 
 
-def _without_gaps_in_type(values: pl.Series) -> pl.Series:
-    """Booleans, and whole numbers that a gap made float, as whole numbers; NaN as missing."""
-    if values.dtype == pl.Boolean:
-        return values.cast(pl.Int64)
-    if not values.dtype.is_float():
-        return values
-    values = values.fill_nan(None)
-    whole = values.cast(pl.Int64, strict=False)
-    return whole if values.eq_missing(whole.cast(pl.Float64)).all() else values
-
-
-def _parsed(text: pl.Series) -> pl.Series:
-    """Text as whole numbers, numbers, dates or moments, if every value is one; else as it is."""
-    if text.null_count() == len(text):
-        return text
-    plain = text.str.replace("T", " ", literal=True).str.strip_suffix("Z")
-    for parsed in (
-        text.cast(pl.Int64, strict=False),
-        text.cast(pl.Float64, strict=False),
-        text.str.to_date("%F", strict=False),
-        plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False),
-    ):
-        if parsed.null_count() == text.null_count():
-            padded = parsed.dtype == pl.Int64 and (text.str.contains(r"^-?0\d|^\+")).any()
-            return text if padded else parsed  # 007 is a name, not a number
-    return text
-
-
-def _type(values: pl.Series) -> Type:
-    dtype = values.dtype
+def examine(values: pl.Series) -> Column:
+    """Look at a column, of which `values` are a sample."""
+    name, dtype = values.name, values.dtype
+    values = values.alias("")  # Polars takes a name like ^id$ for a pattern
+    if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Decimal, pl.Null):
+        expects_number = column_names.is_amount(name) or column_names.is_time(name)
+        text = column_texts.read(values.cast(pl.String), expects_number=expects_number)
+        return _of_text(name, text)
     if isinstance(dtype, pl.List | pl.Array):
-        return "list"
-    if dtype.is_integer() or dtype == pl.Boolean:
-        return "whole"
-    if dtype.is_numeric():
-        return "number"
-    return "time" if dtype.is_temporal() else "text"
+        return _of_lists(name, values)
+    if dtype in (pl.Date, pl.Datetime):
+        return _of(name, values, "time")
+    if dtype.is_numeric() or dtype == pl.Boolean:
+        return _of_numbers(name, values, {"is_boolean": dtype == pl.Boolean})
+    if dtype == pl.Time:
+        return _unfit(name, values, column_texts.TIME_OF_DAY)
+    return _unfit(name, values, f"of type {_type_name(dtype)}, which holds no ids or numbers")
 
 
-def _separator(known: pl.Series) -> str | None:
-    """What stands between several ids: it is in many values, and the pieces repeat more often."""
-    for separator in SEPARATORS:
-        if known.str.contains(separator, literal=True).sum() > 0.2 * len(known):
-            pieces = known.str.split(separator).explode()
-            if pieces.n_unique() < known.n_unique():
-                return separator
-    return None
+def _type_name(dtype: pl.DataType) -> str:
+    """Without the types within, of which there may be many."""
+    return type(dtype).__name__
+
+
+def _of_text(name: str, written: Written) -> Column:
+    """The column that its text means, with what the text alone tells."""
+    told: Told = {"gaps": written.gaps, "odd": written.odd}
+    values = written.values
+    if written.unfit is not None:
+        return _unfit(name, values, written.unfit, told)
+    if written.form == "list":
+        told |= {"separator": written.separator}
+        distinct = column_texts.pieces(values.drop_nulls(), written.separator).n_unique()
+        return _of(name, values, "list", told, distinct=distinct)
+    if written.form in ("time", "text"):
+        return _of(name, values, "time" if written.form == "time" else "text", told)
+    told |= {"decimal_comma": written.decimal_comma, "is_boolean": written.form == "boolean"}
+    return _of_numbers(name, values, told)
+
+
+def _of_lists(name: str, values: pl.Series) -> Column:
+    if isinstance(values.dtype, pl.Array):
+        values = values.arr.to_list()
+    inner = values.drop_nulls().explode().drop_nulls()
+    if inner.dtype.is_nested() or inner.dtype in (pl.Binary, pl.Duration, pl.Object):
+        return _unfit(name, values, f"lists of type {_type_name(inner.dtype)}")
+    if inner.dtype == pl.String and column_texts.are_fractions(inner):
+        return _unfit(name, values, VECTOR)
+    if inner.dtype.is_float() or inner.dtype == pl.Decimal:
+        inner = inner.cast(pl.Float64)
+        inner = inner.filter(inner.is_finite())
+        if (inner != inner.floor()).any():
+            return _unfit(name, values, VECTOR)
+    return _of(name, values, "list", distinct=inner.n_unique())
+
+
+def _of_numbers(name: str, values: pl.Series, told: Told) -> Column:
+    limit = _EXACT.get(type(values.dtype))
+    if values.dtype == pl.Boolean:
+        values = values.cast(pl.Int64)
+    if limit is not None:
+        values = values.fill_nan(None)
+        if values.is_infinite().any():
+            return _unfit(name, values, "infinite values, which no network can read", told)
+        values = _whole_where_all_are(values)
+    known = values.drop_nulls().cast(pl.Float64)
+    told = told | {
+        "low": known.quantile(0.0) or 0.0,
+        "high": known.quantile(1.0) or 0.0,
+        "median": known.quantile(0.5) or 0.0,
+    }
+    if not values.dtype.is_integer():
+        return _of(name, values, "number", told)
+    rounded = limit is not None and max(-told["low"], told["high"]) >= limit
+    return _of(name, values, "whole", told | {"rounded": rounded})
+
+
+def _whole_where_all_are(values: pl.Series) -> pl.Series:
+    """Whole numbers that a gap, or pandas, made float."""
+    known = values.drop_nulls()
+    if not known.eq(known.floor()).all():
+        return values
+    whole = values.cast(pl.Int64, strict=False)
+    return whole if whole.null_count() == values.null_count() else values.cast(pl.Int128)
+
+
+def _unfit(name: str, values: pl.Series, why: str, told: Told | None = None) -> Column:
+    return _of(name, values, "unfit", (told or {}) | {"unfit": why}, distinct=0)
+
+
+def _of(
+    name: str,
+    values: pl.Series,
+    kind: Type,
+    told: Told | None = None,
+    *,
+    distinct: int | None = None,
+) -> Column:
+    return Column(
+        name=name,
+        type=kind,
+        values=values,
+        distinct=values.drop_nulls().n_unique() if distinct is None else distinct,
+        missing=values.null_count(),
+        **(told or {}),
+    )

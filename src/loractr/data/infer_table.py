@@ -4,7 +4,6 @@ One decision after the other: label, time, inputs, domains, split. Whatever was 
 else it could have been, is a note.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,25 @@ from typing import Any
 import polars as pl
 from polars import selectors
 
-from loractr.data import column_names, infer_label
+from loractr.data import column_names, infer_header, infer_label
 from loractr.data.column_names import shown
 from loractr.data.columns import Column, examine
 from loractr.data.config import MISSING_VALUES
+from loractr.data.infer_inputs import holds_ids, makes_domains, not_an_input, quoted, telling
 from loractr.data.infer_label import LabelGuess
 from loractr.data.sources import table
-from loractr.errors import DataError, MalformedLineError, some
+from loractr.errors import DataError
 from loractr.schema import PREDICTION_COLUMNS
 
 SAMPLE_ROWS = 200_000
 """Rows, from the start of the data, that guesses are made from."""
 
-_MOST_DOMAINS, _MOST_DIVISIONS = 50, 3
+_MOST_DIVISIONS = 3
 _LEAST_MOMENTS = 50
 _MOST_NAMES = 20
-_MOST_ODD = 5
 _FEW_POSITIVES, _HARDLY_ANY = 100, 20
 _LABEL_NAMES = (*column_names.LABELS, *column_names.RATINGS)
 _FRACTIONS = [0.8, 0.1, 0.1]
-_NO_HEADER = (
-    "its first line must name the columns: add such a line, e.g. user_id,item_id,shop,click."
-)
 
 
 class TableGuess:
@@ -47,12 +43,12 @@ class TableGuess:
         self.path = path
         self.notes: list[str] = []
         self._is_text = table.kind_of(table.files(path)[0]) != ".parquet"
-        self._frame = _scanned(path)
+        self._frame = infer_header.scanned(path)
         sample = self._frame.head(SAMPLE_ROWS + 1).collect()
         self.is_whole = len(sample) <= SAMPLE_ROWS
         sample = sample.head(SAMPLE_ROWS)
         if self._is_text:
-            _refuse_values_as_names(path, sample)
+            infer_header.refuse_values_as_names(path, sample)
         columns = [examine(values) for values in sample.get_columns()]
         self.columns = {column.name: column for column in columns}
         self._missing_values = list(MISSING_VALUES)
@@ -114,9 +110,9 @@ class TableGuess:
         """A log of clicks only: negatives are drawn from users, items and domains."""
         columns = list(self.columns.values())
         clicks = infer_label.only_clicks(columns)
-        users = [c for c in columns if column_names.is_user(c.name) and _holds_ids(c)]
-        items = [c for c in columns if column_names.is_item(c.name) and _holds_ids(c)]
-        domains = [c for c in _telling(columns) if c not in users + items and not c.missing]
+        users = [c for c in columns if column_names.is_user(c.name) and holds_ids(c)]
+        items = [c for c in columns if column_names.is_item(c.name) and holds_ids(c)]
+        domains = [c for c in telling(columns) if c not in users + items and not c.missing]
         doubtful = [c for c in columns if column_names.place(c.name, _LABEL_NAMES) is not None]
         doubtful += [c for c in columns if c.is_binary]
         if not (users and items and domains) or (clicks is None and doubtful):
@@ -147,7 +143,7 @@ class TableGuess:
         for column in self.columns.values():
             if column.name == label:
                 continue
-            reason = _not_an_input(column)
+            reason = not_an_input(column)
             if reason is None:
                 inputs.append(column)
             else:
@@ -157,8 +153,8 @@ class TableGuess:
 
     def _divisions(self, inputs: list[Column]) -> tuple[dict[str, dict[str, str]], str | None]:
         """Divisions, and the column of the natural one."""
-        few = [c for c in inputs if _makes_domains(c)]
-        chosen = _telling(few)[:_MOST_DIVISIONS]
+        few = [c for c in inputs if makes_domains(c)]
+        chosen = telling(few)[:_MOST_DIVISIONS]
         if not chosen and few:
             chosen = [min(few, key=lambda column: column.distinct)]
             what = f"Domains: no column is named like one; {shown(chosen[0].name)} was taken"
@@ -225,7 +221,7 @@ class TableGuess:
         """Notes on the column's texts that stand for a missing value, or have to."""
         name, rows, notes = shown(column.name), len(column.values), []
         if column.gaps:
-            what = "empty" if set(column.gaps) == {""} else _quoted(column.gaps)
+            what = "empty" if set(column.gaps) == {""} else quoted(column.gaps)
             start = f"{name}: {_are(column.gaps, rows)} {what}"
             if column.is_amount:
                 notes.append(f"{start}: missing, so the mean stands for them.")
@@ -237,7 +233,7 @@ class TableGuess:
                     " `missing_values`."
                 )
         if column.odd:
-            start = f"{name}: {_are(column.odd, rows)} no number ({_quoted(column.odd)})"
+            start = f"{name}: {_are(column.odd, rows)} no number ({quoted(column.odd)})"
             notes.append(f"{start}; added to `missing_values`, for every column.")
             self._missing_values += [odd for odd in column.odd if odd not in self._missing_values]
         return notes
@@ -295,104 +291,6 @@ class TableGuess:
         return "log_loss"
 
 
-def _scanned(path: Path) -> pl.LazyFrame:
-    try:
-        return table.scan(path)
-    except MalformedLineError as error:
-        if error.line != 1:
-            raise
-        raise DataError(error.problem, fix=_NO_HEADER) from error
-
-
-def _refuse_values_as_names(path: Path, sample: pl.DataFrame) -> None:
-    """Refuse a CSV file whose first line is a row: most names look like values.
-
-    Raises:
-        DataError: the first line seems to hold values, or stands among the rows again.
-    """
-    names = [name.strip() for name in sample.columns]
-    read = [examine(pl.Series("name", [name])) for name in names]
-    like_values = [column.type in ("whole", "number", "time") for column in read]
-    texts = [values.alias("").cast(pl.String) for values in sample]
-    among = [one.eq_missing(name).any() for one, name in zip(texts, sample.columns, strict=True)]
-    if any(like_values) and not _counted(names):
-        doubtful = sum(a or b for a, b in zip(like_values, among, strict=True))
-        if 2 * doubtful >= len(names):
-            raise DataError(
-                f"the first line of {path} looks like values, not names:"
-                f" {some(shown(name) for name in names)}.",
-                fix=_NO_HEADER,
-            )
-    elif len(names) > 1 and all(among):
-        raise DataError(
-            f"the header of {path} stands among its rows again: {some(map(shown, names))}.",
-            fix="remove the lines that repeat it.",
-        )
-
-
-def _counted(names: list[str]) -> bool:
-    """Whether those names that are numbers count on, as pandas names columns: 0, 1, 2, …"""
-    numbers = [int(name) for name in names if name.isdecimal()]
-    first = numbers[0] if numbers else 0
-    return len(numbers) > 1 and numbers == list(range(first, first + len(numbers)))
-
-
-def _not_an_input(column: Column) -> str | None:
-    """Why a column is no input, if so."""
-    reasons: tuple[tuple[Callable[[], bool], str], ...] = (
-        (lambda: not column.name.strip(), "without a name"),
-        (lambda: column.is_time, "it says when, and later rows have times never seen"),
-        (lambda: column.unfit is not None, column.unfit or ""),
-        (lambda: not column.known, "without any value"),
-        (
-            lambda: column.is_outcome,
-            "probably only known after the click (put it back if it is not)",
-        ),
-        (
-            lambda: column_names.is_score(column.name),
-            "probably another model's score, which may know the click (put it back if not)",
-        ),
-        (lambda: column.is_constant, "the same in every row"),
-        (
-            lambda: column.is_step,
-            "it counts on, as a time step or a number of rows does, and later rows have values"
-            " never seen (put it back if it does not)",
-        ),
-        (
-            lambda: column.is_single and column.distinct == len(column.values),
-            "different in every row",
-        ),
-        (lambda: column.is_single, "nearly every row has another value"),
-        (lambda: column.is_prose, "prose"),
-        (
-            lambda: column.rounded and not column.is_amount,
-            "ids in floats, which have lost their last digits (store integers or text)",
-        ),
-        (
-            lambda: len(column.odd) > _MOST_ODD,
-            f"numbers with many values that are none ({_quoted(column.odd)})",
-        ),
-    )
-    return next((why for applies, why in reasons if applies()), None)
-
-
-def _makes_domains(column: Column) -> bool:
-    names_rows = column_names.is_user(column.name) or column_names.is_item(column.name)
-    telling = column_names.domain_place(column.name) is not None
-    few = 2 <= column.distinct <= _MOST_DOMAINS
-    return few and _holds_ids(column) and (telling or not names_rows)
-
-
-def _holds_ids(column: Column) -> bool:
-    return column.type in ("whole", "text") and not column.is_amount
-
-
-def _telling(columns: list[Column]) -> list[Column]:
-    """Columns that are named like a domain and have few values, the most telling first."""
-    named = [(column_names.domain_place(c.name), c) for c in columns if _makes_domains(c)]
-    return [c for place, c in sorted(named, key=lambda one: one[0] or 0) if place is not None]
-
-
 def _fitness_as_time(column: Column) -> tuple[bool, bool, int]:
     return not column.missing, not column.is_outcome, column.distinct
 
@@ -405,10 +303,3 @@ def _listed(names: list[str]) -> str:
 def _are(counts: dict[str, int], rows: int) -> str:
     count = sum(counts.values())
     return f"{count:,} of {rows:,} values {'is' if count == 1 else 'are'}"
-
-
-def _quoted(counts: dict[str, int]) -> str:
-    """The most frequent texts, as a message shows them."""
-    texts = [f"{shown(text)!r}" for text in list(counts)[:3]]
-    more = f" and {len(counts) - 3:,} more" if len(counts) > 3 else ""
-    return ", ".join(texts) + more

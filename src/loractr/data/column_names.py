@@ -37,7 +37,19 @@ _STEPS = {
 }
 _OUTCOMES = {
     *("click", "clicks", "clicked", "clk", "label", "target", "outcome", "rating", "stars"),
-    *("like", "liked", "likes", "dislike", "dislikes", "hate", "favorite", "favourite", "collect"),
+    *(
+        "like",
+        "liked",
+        "likes",
+        "fav",
+        "favs",
+        "dislike",
+        "dislikes",
+        "hate",
+        "favorite",
+        "favourite",
+        "collect",
+    ),
     *("follow", "followed", "comment", "comments", "commented", "share", "shares", "shared"),
     *("forward", "reward", "feedback", "vote", "votes", "upvote", "upvotes", "downvote"),
     *("downvotes", "helpful", "unhelpful", "reply", "replies", "retweet", "retweets"),
@@ -56,7 +68,7 @@ _SCORES = {
 }
 _DOMAINS = (
     *("domain", "scenario", "scene", "tab", "surface", "channel", "site", "market", "country"),
-    *("region", "platform", "page", "category", "segment", "device", "gender"),
+    *("shop", "store", "region", "platform", "page", "category", "segment", "device", "gender"),
 )
 LABELS = (
     *("label", "click", "is_click", "clicked", "is_clicked", "clk", "target", "y"),

@@ -17,7 +17,10 @@ Form = Literal["boolean", "whole", "number", "time", "list", "text", "unfit"]
 Counts = dict[str, int]
 """Text → how many rows hold it, the most frequent first."""
 
-VECTOR = "a vector, not ids (a file of ids with their vectors goes into a field's `pretrained`)"
+VECTOR = (
+    "a vector, not ids (`pretrained` reads a file of ids with their vectors; or make each of its"
+    " numbers a column)"
+)
 """Why a list of fractions is no input."""
 TIME_OF_DAY = "a time of day (its hour may be an input)"
 """Why a time without a date is none."""
@@ -178,7 +181,7 @@ def _dressed(known: pl.Series, gaps: Counts) -> Written | None:
         why = "dates in a form that is not read (write them as 2026-12-31 or 2026-12-31T23:59:00)"
     elif _share(known, _OF_DAY) >= _NEARLY:
         why = TIME_OF_DAY
-    elif _share(known, r"(?s)^(?:\{.*\}|\(.*,.*\)|\[\s*[\[{(].*\])$") >= _NEARLY:
+    elif _share(known, r"(?s)^(?:\{.*\}|\((?:.*,.*)?\)|\[\s*[\[{(].*\])$") >= _NEARLY:
         why = "objects, sets or lists in lists"
     else:
         return None

@@ -206,7 +206,7 @@ def _of_lists(name: str, values: pl.Series) -> Column:
         values = values.arr.to_list()
     inner = values.drop_nulls().explode().drop_nulls()
     if inner.dtype.is_nested() or inner.dtype in (pl.Binary, pl.Duration, pl.Object):
-        return _unfit(name, values, f"lists of type {_type_name(inner.dtype)}")
+        return _unfit(name, values, f"lists of type {_type_name(inner.dtype)}, which holds no ids")
     if inner.dtype == pl.String and column_texts.are_fractions(inner):
         return _unfit(name, values, VECTOR)
     if inner.dtype.is_float() or inner.dtype == pl.Decimal:

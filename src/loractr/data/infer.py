@@ -44,7 +44,7 @@ def to_yaml(config: dict[str, Any], notes: list[str]) -> str:
         )
     head = "\n".join(["# Proposed by `loractr init`; read it before you trust it.", *lines])
     body = yaml.safe_dump(
-        config, sort_keys=False, default_flow_style=None, allow_unicode=True, width=78
+        config, sort_keys=False, default_flow_style=None, allow_unicode=True, width=60
     )
     return f"{head}\n{body}"
 

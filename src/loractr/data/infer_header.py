@@ -10,7 +10,8 @@ from loractr.data.sources import table
 from loractr.errors import DataError, MalformedLineError, some
 
 _NO_HEADER = (
-    "its first line must name the columns: add such a line, e.g. user_id,item_id,shop,click."
+    "name every column once, in the first line; if that holds a row already, put a line of names"
+    " before it, e.g. user_id,item_id,shop,click."
 )
 
 

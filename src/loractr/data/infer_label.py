@@ -14,8 +14,14 @@ from loractr.data.column_names import shown
 from loractr.data.columns import Column
 from loractr.errors import DataError, some
 
-_YES = ("yes", "y", "true", "t", "click", "clicked", "clk", "positive", "pos", "on", "1", "1.0")
-_NO = ("no", "n", "false", "f", "none", "negative", "neg", "off", "0", "0.0")
+_YES = (
+    *("yes", "y", "true", "t", "click", "clicked", "clk", "positive", "pos", "on", "1", "1.0"),
+    *("ja", "oui", "si", "sí", "sim", "да", "是"),
+)
+_NO = (
+    *("no", "n", "false", "f", "none", "negative", "neg", "off", "0", "0.0", "nein", "non", "nao"),
+    *("não", "нет", "否"),
+)
 _MOST_COUNTS = 100
 _ONLY_CLICKS = (
     "for a log that holds clicks only, `negatives` draws the other rows: it needs the columns of"
@@ -68,18 +74,19 @@ def no_label(place: object, columns: list[Column]) -> DataError:
     """The error for data whose label is not found: what values the likeliest columns have."""
     for column in _named(columns, (*column_names.LABELS, *column_names.RATINGS)):
         values = _examples(column)
-        value = values[-1] if values else "1"
+        rule = f"> {column.median:g}" if column.is_numeric else f"== {(values or ['1'])[-1]}"
         if column.distinct == 1:
             return DataError(
                 f"{place}: column {shown(column.name)!r} is named like the label, but it holds"
-                f" {value} and nothing else; a model learns from clicks and from rows without one.",
+                f" {_told(column, values)} and nothing else; a model"
+                " learns from clicks and from rows without one.",
                 fix=f"take rows of both kinds; {_ONLY_CLICKS}",
             )
         return DataError(
             f"{place}: column {shown(column.name)!r} is named like the label; a label is 0 or 1,"
             f" yes or no, but it holds {column.unfit or _told(column, values)}.",
             fix="write data.label by hand and say which rows are clicks, e.g."
-            f' `label: {{column: {shown(column.name)}, positive: "== {value}"}}`, or put a column'
+            f' `label: {{column: {shown(column.name)}, positive: "{rule}"}}`, or put a column'
             " `click` of 0 and 1 into the data.",
         )
     binary = [column.name for column in columns if column.is_binary]
@@ -100,17 +107,19 @@ def _by_name(columns: list[Column]) -> LabelGuess | None:
     for column in named:
         rule = _rule(column)
         if rule is not None:
-            told = _told(column, _examples(column))
-            note = f"Label: {shown(column.name)} holds {told}; `{rule}` counts as a click."
-            return LabelGuess(column, rule, (note,))
+            return _by_rule(column, rule)
     for column in _named(columns, column_names.EVENTS):
         values = _words(column) if column.distinct <= _MOST_COUNTS else []
         for value in values:
             if value.lower() in ("click", "clicked", "clk") and len(values) > 1:
-                told = _told(column, values)
-                note = f"Label: {shown(column.name)} holds {told}; `== {value}` counts as a click."
-                return LabelGuess(column, f"== {value}", (note,))
+                return _by_rule(column, f"== {value}")
     return None
+
+
+def _by_rule(column: Column, rule: str) -> LabelGuess:
+    told = _told(column, _examples(column))
+    note = f"Label: {shown(column.name)} holds {told}; `{shown(rule)}` counts as a click."
+    return LabelGuess(column, rule, (note,))
 
 
 def _by_rating(columns: list[Column]) -> LabelGuess | None:

@@ -4,6 +4,7 @@ One decision after the other: label, time, inputs, domains, split. Whatever was 
 else it could have been, is a note.
 """
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,21 @@ class TableGuess:
         sample = sample.head(SAMPLE_ROWS)
         if self._is_text:
             infer_header.refuse_values_as_names(path, sample)
-        columns = [examine(values) for values in sample.get_columns()]
+        columns = [self._examined(values) for values in sample.get_columns()]
         self.columns = {column.name: column for column in columns}
         self._missing_values = list(MISSING_VALUES)
         if not self.is_whole:
-            later = any(column.is_constant or column.rises for column in columns)
-            more = "; the log is sorted, so later rows may hold other values" if later else ""
+            later = [c.name for c in columns if c.is_constant or (c.rises and not c.is_time)]
+            more = f"; later rows may hold other values of {_listed(later)}" if later else ""
             self.notes.append(f"Guessed from the first {SAMPLE_ROWS:,} rows{more}.")
+
+    def _examined(self, values: pl.Series) -> Column:
+        """The column; `data.decimal` is for CSV files alone."""
+        column = examine(values)
+        if not column.decimal_comma or self._is_text:
+            return column
+        why = "text of numbers with a decimal comma (write numbers)"
+        return replace(column, type="unfit", unfit=why)
 
     @cached_property
     def rows(self) -> int:
@@ -103,7 +112,7 @@ class TableGuess:
         for name, column in self.columns.items():
             if column.distinct <= 1 and column_names.place(name, column_names.LABELS) is not None:
                 values = self._frame.select(selectors.by_name(name)).collect(engine="streaming")
-                self.columns[name] = examine(values.to_series())
+                self.columns[name] = self._examined(values.to_series())
         return list(self.columns.values())
 
     def _of_clicks(self) -> dict[str, Any]:
@@ -156,7 +165,7 @@ class TableGuess:
         few = [c for c in inputs if makes_domains(c)]
         chosen = telling(few)[:_MOST_DIVISIONS]
         if not chosen and few:
-            chosen = [min(few, key=lambda column: column.distinct)]
+            chosen = [min(few, key=lambda column: (column.is_binary, column.distinct))]
             what = f"Domains: no column is named like one; {shown(chosen[0].name)} was taken"
         elif chosen:
             what = f"Domains: {_listed([c.name for c in chosen])}"
@@ -229,7 +238,7 @@ class TableGuess:
                 notes.append(f"{start}: missing.")
             else:
                 notes.append(
-                    f"{start}: missing. If that is a name (NA may be Namibia), take it out of"
+                    f"{start}: missing. If one is a name, as NA is Namibia's, take it out of"
                     " `missing_values`."
                 )
         if column.odd:
@@ -276,7 +285,7 @@ class TableGuess:
         if sampled >= _FEW_POSITIVES:
             return "wauc"
         rows = round(_FRACTIONS[1] * self.rows)
-        count, what = round(rarer * rows), "clicks" if label.rate <= 0.5 else "rows without a click"
+        count, what = round(rarer * rows), "clicks" if label.rate <= 0.5 else "no clicks"
         if count >= _FEW_POSITIVES:
             return "wauc"
         advice = (
@@ -285,8 +294,8 @@ class TableGuess:
             else "too few for an AUC to choose by"
         )
         self.notes.append(
-            f"Validation has about {count:,} {what} in {rows:,} rows: {advice}. So log loss chooses"
-            " the weights (`select: log_loss`)."
+            f"Validation: about {count:,} of {rows:,} rows are {what}: {advice}. So log loss"
+            " chooses the weights (`select: log_loss`)."
         )
         return "log_loss"
 
@@ -297,7 +306,7 @@ def _fitness_as_time(column: Column) -> tuple[bool, bool, int]:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(shown(name) for name in names[:_MOST_NAMES]) + more
+    return ", ".join(shown(name) or "''" for name in names[:_MOST_NAMES]) + more
 
 
 def _are(counts: dict[str, int], rows: int) -> str:

@@ -200,7 +200,7 @@ def test_rows_of_an_unseen_domain_are_shown_apart(artifact, tmp_path):
     raw.write_parquet(tmp_path / "raw.parquet")
     done = loractr("evaluate", artifact, tmp_path / "raw.parquet", "--by", "tab", "--plain")
     shown = table_of(done.stdout)
-    assert shown["kids"] == ["0", "0", "", "", "no rows"]
+    assert shown["kids"] == ["0", "0", "", "", "", "no rows"]
     assert int(shown["(unseen)"][0]) == (raw["tab"] == "shop").sum()
 
 

@@ -68,7 +68,7 @@ def test_metrics_json_has_the_promised_keys(finished):
         metrics
     )
     for split in ("test", "validation"):
-        assert set(metrics[split]["pooled"]) == {"auc", "log_loss", "gauc", "rows"}
+        assert set(metrics[split]["pooled"]) == {"auc", "auc_se", "log_loss", "gauc", "rows"}
         assert set(metrics[split]["divisions"]["domain"]["domains"]) == {
             f"domain_0{d}" for d in range(3)
         }

@@ -38,6 +38,8 @@ def test_the_dictionary_is_that_of_metrics_json():
             "log_loss": pytest.approx(loss),
             "gauc": None,
             "rows": 7,
+            # shares won: 5/6, 2/3, 1, 2/3 of the positives; 3/8, 1, 1 of the negatives
+            "auc_se": pytest.approx(np.sqrt(11 / 1728 + 25 / 576)),
         },
         "divisions": {
             "tab": {
@@ -51,6 +53,7 @@ def test_the_dictionary_is_that_of_metrics_json():
                         "rows": 3,
                         "positives": 1,
                         "undefined": None,
+                        "auc_se": None,  # of one positive
                     },
                     "feed": {
                         "auc": None,
@@ -58,6 +61,7 @@ def test_the_dictionary_is_that_of_metrics_json():
                         "rows": 2,
                         "positives": 2,
                         "undefined": "one class",
+                        "auc_se": None,
                     },
                     "kids": {
                         "auc": None,
@@ -65,6 +69,7 @@ def test_the_dictionary_is_that_of_metrics_json():
                         "rows": 0,
                         "positives": 0,
                         "undefined": "no rows",
+                        "auc_se": None,
                     },
                 },
                 "unseen": {
@@ -73,7 +78,10 @@ def test_the_dictionary_is_that_of_metrics_json():
                     "rows": 2,
                     "positives": 1,
                     "undefined": None,
+                    "auc_se": None,
                 },
+                "wauc_se": 0.5,  # the most there is, as `home` has one positive
+                "mean_auc_se": 0.5,
             }
         },
         "best_possible": None,

@@ -21,15 +21,21 @@ TABS = {"tab": ["home", "feed"]}
 def test_a_division_has_a_row_per_domain_then_the_averages(table):
     shown = division_table(evaluate(table, TABS), "tab")
     assert shown.title == "by tab"
-    assert shown.columns == ("domain", "rows", "positives", "AUC", "log loss", "undefined")
+    assert shown.columns == ("domain", "rows", "positives", "AUC", "s.e.", "log loss", "undefined")
     assert shown.rows == (
-        ("home", "2", "1", "1.0000", "0.4904", ""),  # (ln 4/3 + ln 2) / 2
-        ("feed", "1", "1", "–", "0.6931", "one class"),
-        ("(unseen)", "1", "0", "–", "0.2877", "one class"),
-        ("mean", "", "", "1.0000", "", ""),
-        ("weighted (WAUC)", "", "", "1.0000", "", ""),
-        ("all rows", "4", "", "0.8750", "0.4904", ""),
+        ("home", "2", "1", "1.0000", "–", "0.4904", ""),  # (ln 4/3 + ln 2) / 2
+        ("feed", "1", "1", "–", "–", "0.6931", "one class"),
+        ("(unseen)", "1", "0", "–", "–", "0.2877", "one class"),
+        ("mean", "", "", "1.0000", "0.5000", "", ""),
+        ("weighted (WAUC)", "", "", "1.0000", "0.5000", "", ""),
+        # shares won: 1 and 3/4 of the positives, 3/4 and 1 of the negatives: 1/64 + 1/64
+        ("all rows", "4", "", "0.8750", "0.1768", "0.4904", ""),
     )
+
+
+def test_reasons_have_a_column_only_where_there_are_some(table):
+    shown = division_table(evaluate(table.filter(tab="home"), ["tab"]), "tab")
+    assert shown.columns == ("domain", "rows", "positives", "AUC", "s.e.", "log loss")
 
 
 def test_the_best_possible_stands_beside(table):

@@ -1,7 +1,7 @@
 """Metrics per domain: numpy and polars in, numbers out. Usable on any system's predictions."""
 
-from loractr.evaluation.auc import auc, domain_auc
-from loractr.evaluation.metrics import DomainScores, gauc, log_loss, mean_auc, score, wauc
+from loractr.evaluation.auc import auc, domain_auc, domain_auc_se
+from loractr.evaluation.metrics import DomainScores, gauc, log_loss, mean_auc, score, wauc, wauc_se
 from loractr.evaluation.predictions import (
     DivisionMetrics,
     DomainMetrics,
@@ -22,6 +22,7 @@ __all__ = [
     "comparison_table",
     "division_table",
     "domain_auc",
+    "domain_auc_se",
     "evaluate",
     "gauc",
     "log_loss",
@@ -29,4 +30,5 @@ __all__ = [
     "runs_table",
     "score",
     "wauc",
+    "wauc_se",
 ]

@@ -18,6 +18,7 @@ from loractr.evaluation.auc import (
     check_domains,
     check_rows,
     domain_auc,
+    domain_auc_se,
 )
 
 
@@ -56,6 +57,22 @@ def wauc(per_domain: Floats, weight: ArrayLike) -> float:
     return _mean(per_domain[defined], np.asarray(weight, dtype=np.float64)[defined])
 
 
+def wauc_se(per_domain: Floats, errors: Floats, weight: ArrayLike) -> float:
+    """Standard error of `wauc`, and with equal weights of `mean_auc`, from those of the domains'
+    AUCs (D,): domains have no rows in common.
+
+        sqrt(Σ w_d² error_d²) / Σ w_d, over the defined AUCs
+
+    A defined AUC without an error, of one positive or one negative, counts with ½, the largest
+    error that an AUC can have.
+    """
+    defined = ~np.isnan(per_domain)
+    weights = np.asarray(weight, dtype=np.float64)[defined]
+    total = float(weights.sum())
+    known = np.nan_to_num(errors[defined], nan=0.5)
+    return float(np.sqrt(((weights * known) ** 2).sum()) / total) if total > 0 else float("nan")
+
+
 def gauc(
     labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weight: ArrayLike | None = None
 ) -> float:
@@ -92,6 +109,7 @@ class DomainScores:
     rows: Integers  # (D,)
     positives: Integers  # (D,)
     mass: Floats  # (D,), total weight of the domain's rows; their number without weights
+    domain_auc_se: Floats | None = None  # (D,), standard errors, where they were asked for
 
 
 def score(
@@ -102,6 +120,7 @@ def score(
     weight: ArrayLike | None = None,
     *,
     logits: bool = False,
+    errors: bool = False,
 ) -> DomainScores:
     """All numbers of one division in one pass: the validation of a training epoch.
 
@@ -112,6 +131,7 @@ def score(
         n_domains: Number of domains, D.
         weight: (N,) row weights ≥ 0, for every number.
         logits: Whether `scores` are logits: their log loss needs no clipping.
+        errors: Whether to find the standard errors of the domains' AUC as well.
 
     Raises:
         DataError, UsageError: as `domain_auc` and `log_loss`.
@@ -119,7 +139,11 @@ def score(
     positive, scores, weights = check_rows(labels, scores, weight)
     domains = check_domains(domains, len(scores), n_domains)
     losses = _logit_losses(positive, scores) if logits else _losses(positive, scores)
-    per_domain = domain_auc(positive, scores, domains, n_domains, weights)
+    error = None
+    if errors:
+        per_domain, error = domain_auc_se(positive, scores, domains, n_domains, weights)
+    else:
+        per_domain = domain_auc(positive, scores, domains, n_domains, weights)
     mass = _sums(domains, n_domains, weights)
     loss = _sums(domains, n_domains, losses if weights is None else losses * weights)
     return DomainScores(
@@ -132,6 +156,7 @@ def score(
         rows=_sums(domains, n_domains, None).astype(np.int64),
         positives=_sums(domains[positive], n_domains, None).astype(np.int64),
         mass=mass,
+        domain_auc_se=error,
     )
 
 

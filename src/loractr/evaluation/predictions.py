@@ -10,8 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.errors import DataError, MissingColumnError, UnknownDomainError, UsageError, some
-from loractr.evaluation.auc import Integers
-from loractr.evaluation.metrics import DomainScores, gauc, mean_auc, score, wauc
+from loractr.evaluation.auc import Floats, Integers
+from loractr.evaluation.metrics import DomainScores, gauc, mean_auc, score, wauc, wauc_se
 
 RESERVED = ("row", "label", "probability", "weight", "group", "true_probability")
 """Columns of a table of predictions; every other column is a division."""
@@ -28,6 +28,8 @@ class PooledMetrics:
     gauc: float | None
     """None without a `group` column."""
     rows: int
+    auc_se: float | None
+    """Standard error of `auc`, as `domain_auc_se`; None where it is undefined."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class DomainMetrics:
     positives: int
     undefined: Undefined | None
     """Why `auc` is None. Rows of weight 0 count for nothing here."""
+    auc_se: float | None
+    """Standard error of `auc`; None also where it comes from one positive or one negative."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class DivisionMetrics:
     domains: dict[str, DomainMetrics]
     unseen: DomainMetrics | None
     """Rows of domains that the model was not fitted on, where there are any."""
+    wauc_se: float | None
+    """Standard error of `wauc`, from those of the domains."""
+    mean_auc_se: float | None
+    """Standard error of `mean_auc`."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +132,16 @@ def _measure(
 ) -> Metrics:
     labels, probabilities = _numbers(predictions, "label"), _numbers(predictions, column)
     weight = _numbers(predictions, "weight") if "weight" in predictions.columns else None
-    everything = score(labels, probabilities, np.zeros(len(labels), np.int64), 1, weight)
+    one = np.zeros(len(labels), np.int64)
+    everything = score(labels, probabilities, one, 1, weight, errors=True)
+    assert everything.domain_auc_se is not None
     return Metrics(
         pooled=PooledMetrics(
             auc=_known(everything.pooled_auc),
             log_loss=_known(everything.log_loss),
             gauc=_grouped(predictions, labels, probabilities, weight),
             rows=len(labels),
+            auc_se=_known(everything.domain_auc_se[0]),
         ),
         divisions={
             name: _division(labels, probabilities, codes[name], domains, weight)
@@ -149,18 +160,22 @@ def _division(
 ) -> DivisionMetrics:
     # Unseen rows (-1) are scored as one more domain, which no average counts.
     places = np.where(codes < 0, len(domains), codes)
-    scores = score(labels, probabilities, places, len(domains) + 1, weight)
-    *seen, unseen = _domains(scores)
+    scores = score(labels, probabilities, places, len(domains) + 1, weight, errors=True)
+    assert scores.domain_auc_se is not None
+    *seen, unseen = _domains(scores, scores.domain_auc_se)
+    aucs, mass, errors = scores.domain_auc[:-1], scores.mass[:-1], scores.domain_auc_se[:-1]
     return DivisionMetrics(
-        wauc=_known(wauc(scores.domain_auc[:-1], scores.mass[:-1])),
-        mean_auc=_known(mean_auc(scores.domain_auc[:-1])),
+        wauc=_known(wauc(aucs, mass)),
+        mean_auc=_known(mean_auc(aucs)),
         undefined=sum(domain.undefined is not None for domain in seen),
         domains=dict(zip(domains, seen, strict=True)),
         unseen=unseen if unseen.rows else None,
+        wauc_se=_known(wauc_se(aucs, errors, mass)),
+        mean_auc_se=_known(wauc_se(aucs, errors, np.ones_like(mass))),
     )
 
 
-def _domains(scores: DomainScores) -> Iterator[DomainMetrics]:
+def _domains(scores: DomainScores, errors: Floats) -> Iterator[DomainMetrics]:
     for d, mass in enumerate(scores.mass):
         auc = _known(scores.domain_auc[d])
         reason: Undefined = "no rows" if mass == 0 else "one class"
@@ -170,6 +185,7 @@ def _domains(scores: DomainScores) -> Iterator[DomainMetrics]:
             rows=int(scores.rows[d]),
             positives=int(scores.positives[d]),
             undefined=reason if auc is None else None,
+            auc_se=_known(errors[d]),
         )
 
 

@@ -1,6 +1,6 @@
 """`Metrics` → a table of text, for whatever shows it: a terminal, Markdown, HTML."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -19,21 +19,25 @@ class Table:
 
 
 def division_table(metrics: Metrics, division: str) -> Table:
-    """One row a domain, then the averages over domains, then all rows together."""
+    """One row a domain, then the averages over domains, then all rows together.
+
+    `s.e.` is the standard error of the AUC: what other rows alone would change. Why an AUC is
+    undefined stands in a column of its own, where one is.
+    """
     measured = metrics.divisions[division]
-    rows: list[tuple[str, ...]] = [
-        _domain_row(name, domain) for name, domain in _with_unseen(measured)
-    ]
+    rows = [_domain_row(name, domain) for name, domain in _with_unseen(measured)]
     rows += [
-        ("mean", "", "", number(measured.mean_auc), "", ""),
-        ("weighted (WAUC)", "", "", number(measured.wauc), "", ""),
+        ("mean", "", "", number(measured.mean_auc), number(measured.mean_auc_se), ""),
+        ("weighted (WAUC)", "", "", number(measured.wauc), number(measured.wauc_se), ""),
         _pooled_row(metrics),
     ]
-    columns: tuple[str, ...] = ("domain", "rows", "positives", "AUC", "log loss", "undefined")
+    columns: tuple[str, ...] = ("domain", "rows", "positives", "AUC", "s.e.", "log loss")
+    reasons = [domain.undefined or "" for _, domain in _with_unseen(measured)] + [""] * 3
+    if any(reasons):
+        columns, rows = _with_column("undefined", reasons, columns, rows)
     if metrics.best_possible is not None:
-        columns = (*columns, "best AUC")
-        limits = _aucs(metrics.best_possible, division)
-        rows = [(*row, number(limit)) for row, limit in zip(rows, limits, strict=True)]
+        limits = map(number, _aucs(metrics.best_possible, division))
+        columns, rows = _with_column("best AUC", limits, columns, rows)
     return Table(title=f"by {division}", columns=columns, rows=tuple(rows))
 
 
@@ -102,16 +106,18 @@ def _with_unseen(division: DivisionMetrics) -> Iterator[tuple[str, DomainMetrics
 
 
 def _domain_row(name: str, domain: DomainMetrics) -> tuple[str, ...]:
-    return (
-        name,
-        f"{domain.rows:,}",
-        f"{domain.positives:,}",
-        number(domain.auc),
-        number(domain.log_loss),
-        domain.undefined or "",
-    )
+    numbers = map(number, (domain.auc, domain.auc_se, domain.log_loss))
+    return (name, f"{domain.rows:,}", f"{domain.positives:,}", *numbers)
 
 
 def _pooled_row(metrics: Metrics) -> tuple[str, ...]:
     pooled = metrics.pooled
-    return ("all rows", f"{pooled.rows:,}", "", number(pooled.auc), number(pooled.log_loss), "")
+    numbers = map(number, (pooled.auc, pooled.auc_se, pooled.log_loss))
+    return ("all rows", f"{pooled.rows:,}", "", *numbers)
+
+
+def _with_column(
+    name: str, cells: Iterable[str], columns: tuple[str, ...], rows: list[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns and rows of a table with one more column."""
+    return (*columns, name), [(*row, cell) for row, cell in zip(rows, cells, strict=True)]

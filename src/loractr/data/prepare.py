@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from loractr.data import canonical, outcome, split
+from loractr.data import canonical, outcome, profile, split
 from loractr.data.aside import written_aside
 from loractr.data.canonical import column_of
 from loractr.data.config import DataConfig
@@ -44,7 +44,6 @@ from loractr.data.store import (
     read_manifest,
     write_manifest,
 )
-from loractr.data.tally import Tally
 from loractr.data.vocabulary import IdCounts, Vocabulary
 from loractr.errors import ConfigError, DataError, MissingColumnError, UsageError
 from loractr.schema import Label, Schema
@@ -97,7 +96,7 @@ def prepare(
     log.info("%s: preparing", out)
     with written_aside(out) as directory:
         manifest = {"key": key, "source": {"name": config.source, "files": source}}
-        manifest |= _Preparation(config, table, schema, oracle, directory).run()
+        manifest |= _Preparation(config, table, schema, oracle, directory).run(source)
         write_manifest(directory, manifest)
     return open_prepared(out)
 
@@ -183,8 +182,9 @@ class _Preparation:
         self.scratch = directory / "scratch"
         self.seconds: dict[str, float] = {}
 
-    def run(self) -> dict[str, Any]:
-        """Write everything but the manifest, and return what it shall say."""
+    def run(self, source: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write everything but the manifest, and return what it shall say. `source`: the files that
+        the rows come from."""
         self.scratch.mkdir()
         with self._step("stage"):
             staged = self._stage()
@@ -195,12 +195,13 @@ class _Preparation:
         with self._step("fit"):
             encoders, groups = self._fit(staged, codes)
         with self._step("encode"):
-            tallies = self._encode(staged, codes, encoders, groups)
+            profiler = self._encode(staged, codes, encoders, groups)
+            profile.write(profiler.profile(source), self.directory)
             encoders.save(self.directory)
             shutil.rmtree(self.scratch)
         return {
             "schema": encoders.schema.model_dump(mode="json", exclude_defaults=True),
-            "splits": {name: tally.summary() for name, tally in tallies.items()},
+            "splits": {name: tally.summary() for name, tally in profiler.tallies.items()},
             "vocabulary": {f.name: f.size for f in encoders.schema.fields if f.size},
             "dropped": {"duplicates": int(staged.rows - keep.sum())},
             "seconds": self.seconds,
@@ -252,9 +253,9 @@ class _Preparation:
 
     def _encode(
         self, staged: Staged, codes: split.Codes, encoders: Encoders, groups: "_Groups | None"
-    ) -> dict[str, Tally]:
+    ) -> profile.Profiler:
         schema = encoders.schema
-        tallies = {name: Tally(schema.divisions) for name in SPLITS}
+        profiler = profile.Profiler(encoders)
         output: _Output | None = None
         for rows, frame in staged.batches(
             list(_columns(schema, self.oracle)), codes != split.DROPPED
@@ -266,13 +267,13 @@ class _Preparation:
                 encoded = replace(encoded, group=groups.keys(column_of(frame, schema.group)))
             if output is None:
                 output = self._output(encoded, int((codes == split.TRAIN).sum()))
-            for code, name in enumerate(SPLITS):
-                where = np.flatnonzero(codes[rows] == code)
-                tallies[name].add(encoded, where)
+            splits = {n: np.flatnonzero(codes[rows] == code) for code, n in enumerate(SPLITS)}
+            profiler.add(encoded, frame, splits)
+            for name, where in splits.items():
                 output.add(name, encoded, where)
         assert output is not None  # a staged table has rows
         output.close()
-        return tallies
+        return profiler
 
     def _output(self, like: Rows, train_rows: int) -> "_Output":
         seed = getattr(self.config.split, "seed", 0)

@@ -28,6 +28,12 @@ def transformed(values: Floats, field: Field) -> Floats:
     return np.sign(values) * np.log1p(np.abs(values)) if field.scaling == "log1p" else values
 
 
+def raw(values: NDArray[np.float32], field: Field) -> Floats:
+    """The numbers that normalised ones come from, up to rounding."""
+    x = values.astype(np.float64) * field.scale + field.center
+    return np.sign(x) * np.expm1(np.abs(x)) if field.scaling == "log1p" else x
+
+
 class Moments:
     """Mean, variance and range of the training rows, and what is missing anywhere.
 

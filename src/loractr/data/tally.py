@@ -1,49 +1,112 @@
-"""Rows and positives per split × division × domain, for the manifest."""
+"""Rows, positives and gaps per division × domain: for the manifest, the profile, and warnings."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loractr.data.canonical import Positions
+from loractr.data.gaps import Gaps, inputs
 from loractr.data.rows import Rows
-from loractr.schema import Division
+from loractr.schema import Schema
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Counts of C groups of rows that have no row in common; F input fields."""
+
+    rows: Counts  # (C,)
+    positives: Counts  # (C,)
+    missing: Counts  # (C, F), rows without a value
+    unknown: Counts  # (C, F), ids that training never saw
+    ids: Counts  # (C, F), ids in all: a row has one, or none, or a sequence of them
+
+    @staticmethod
+    def none(count: int, fields: int) -> "Cells":
+        """C groups without any row."""
+        one, table = (count,), (count, fields)
+        return Cells(
+            *(np.zeros(shape, dtype=np.int64) for shape in (one, one, table, table, table))
+        )
 
 
 class Tally:
-    """Counts the rows of one split.
+    """Counts rows: all together, and by the domains of each division.
 
     Args:
-        divisions: Fitted.
+        schema: Fitted.
     """
 
-    def __init__(self, divisions: tuple[Division, ...]) -> None:
-        self.divisions = divisions
-        self.rows = np.zeros(2, dtype=np.int64)  # by label
-        self.domains = [np.zeros((len(d.domains) + 1, 2), dtype=np.int64) for d in divisions]
+    def __init__(self, schema: Schema) -> None:
+        self.divisions = schema.divisions
+        self.fields = tuple(field.name for field in inputs(schema))
+        self.whole = Cells.none(1, len(self.fields))
+        self.domains = [Cells.none(len(d.domains) + 1, len(self.fields)) for d in self.divisions]
+        """Of each division: the unseen, then its domains."""
 
-    def add(self, rows: Rows, where: Positions) -> None:
-        """Count the rows at `where` (K,)."""
-        assert rows.label is not None
-        label = rows.label[where].astype(np.int64)
-        self.rows += np.bincount(label, minlength=2)
-        for counts, domain in zip(self.domains, rows.domains[where].T, strict=True):
-            cell = (domain.astype(np.int64) + 1) * 2 + label
-            counts[:] += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
+    def add(self, rows: Rows, gaps: Gaps, where: Positions | None = None) -> None:
+        """Count rows.
+
+        Args:
+            rows: Encoded rows; without a label none is positive.
+            gaps: Theirs.
+            where: (K,) positions of those to count; all when absent.
+        """
+        chosen = np.ones(len(rows), dtype=np.bool_)
+        if where is not None:
+            chosen[:] = False
+            chosen[where] = True
+        self._add(self.whole, np.zeros(len(rows), dtype=np.int32), chosen, rows, gaps)
+        for cells, domain in zip(self.domains, rows.domains.T, strict=True):
+            self._add(cells, domain + 1, chosen, rows, gaps)
+
+    def _add(
+        self,
+        cells: Cells,
+        cell: NDArray[np.int32],
+        chosen: NDArray[np.bool_],
+        rows: Rows,
+        gaps: Gaps,
+    ) -> None:
+        count = len(cells.rows)
+        each = np.bincount(cell[chosen], minlength=count)
+        cells.rows[:] += each
+        if rows.label is not None:
+            cells.positives[:] += np.bincount(cell[chosen & (rows.label == 1)], minlength=count)
+        for place, name in enumerate(self.fields):
+            none = np.bincount(_among(gaps.missing[name], cell, chosen), minlength=count)
+            new = np.bincount(_among(gaps.unknown[name], cell, chosen), minlength=count)
+            ids = each
+            if name in rows.sequences:
+                lengths = np.diff(rows.sequences[name][1])[chosen]
+                ids = np.bincount(cell[chosen], weights=lengths, minlength=count).astype(np.int64)
+            cells.missing[:, place] += none
+            cells.unknown[:, place] += new
+            cells.ids[:, place] += ids - none  # a row of a sequence without any has one missing
 
     def summary(self) -> dict[str, Any]:
         """Rows and positives: of all, of each domain, and of the unseen."""
         divisions = {
             division.name: {
                 "domains": {
-                    name: _entry(counts[index + 1]) for index, name in enumerate(division.domains)
+                    name: _entry(cells, index + 1) for index, name in enumerate(division.domains)
                 },
-                "unseen": _entry(counts[0]),
+                "unseen": _entry(cells, 0),
             }
-            for division, counts in zip(self.divisions, self.domains, strict=True)
+            for division, cells in zip(self.divisions, self.domains, strict=True)
         }
-        return {**_entry(self.rows), "divisions": divisions}
+        return {**_entry(self.whole, 0), "divisions": divisions}
 
 
-def _entry(by_label: NDArray[np.int64]) -> dict[str, int]:
-    return {"rows": int(by_label.sum()), "positives": int(by_label[1])}
+def _among(
+    rows: Positions, cell: NDArray[np.int32], chosen: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """Cell of each of `rows` that is chosen."""
+    return cell[rows[chosen[rows]]]
+
+
+def _entry(cells: Cells, cell: int) -> dict[str, int]:
+    return {"rows": int(cells.rows[cell]), "positives": int(cells.positives[cell])}

@@ -17,14 +17,15 @@ import torch
 
 from loractr import native
 from loractr.artifact import save
-from loractr.artifact.base import Base, read_base
+from loractr.artifact.base import Base, read_base, start_of
 from loractr.config import RunConfig
+from loractr.data import profile
 from loractr.data.fingerprint import Identity
 from loractr.data.prepare import cached
 from loractr.data.store import Prepared
 from loractr.environment import cache_folder, threads
 from loractr.errors import CheckpointError, UsageError
-from loractr.evaluation import Metrics, evaluate
+from loractr.evaluation import Metrics, evaluate, label_remarks
 from loractr.model import count_parameters
 from loractr.predict import assembled_logits, tabulate
 from loractr.search import match_parameters
@@ -34,6 +35,7 @@ from loractr.training.checkpoint import write_file
 from loractr.training.events import Callback, StageResult
 from loractr.training.fit import check_precision
 from loractr.training.fits import Data, Trained, build_model, ready_vectors, train
+from loractr.training.remarks import undone
 from loractr.training.run_folder import (
     begin,
     check_data,
@@ -82,11 +84,14 @@ def run(
         return _finished(out)
     with threads(thread_count), native.use(config.kernels), nothing_left_of_a_false_start(out):
         _check_precision(config, device)
+        _start_folder(config)
         started = time.perf_counter()
         identity = Identity.of(config.data)
         check_data(out, identity)
         prepared = cached(config.data, cache_folder() / "prepared", identity)
         seconds = {"prepare": time.perf_counter() - started}
+        for remark in _about_labels(config, prepared):
+            log.warning("%s", remark)
         config = _sized(config, prepared)
         note_data(out, identity)
         check_environment(out, device)
@@ -136,12 +141,13 @@ def run_seeds(
     if jobs > 1 and thread_count is None:
         thread_count = 1
     _check_precision(config, device)
-    cached(config.data, cache_folder() / "prepared")  # once, before the runs want it all together
     tasks = []
     for seed in range(config.seed, config.seed + seeds):
         folder = out / f"seed-{seed}"
         seeded = config.model_copy(update={"seed": seed})
+        _start_folder(seeded)
         tasks.append((seeded, folder, resume, thread_count, device, native.chosen()))
+    cached(config.data, cache_folder() / "prepared")  # once, before the runs want it all together
     if jobs == 1:
         return [_one_seed(*task) for task in tasks]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -173,6 +179,7 @@ def dry_run(config: RunConfig, *, steps: int = 50) -> dict[str, Any]:
         "rows_per_second": speed,
         "seconds_per_epoch": epoch,
         "most_seconds": epoch * sum(stage.epochs for stage in recipe),
+        "warnings": _about_labels(config, data.prepared),
     }
 
 
@@ -211,17 +218,26 @@ def _sized(config: RunConfig, prepared: Prepared) -> RunConfig:
     return sized
 
 
+def _about_labels(config: RunConfig, prepared: Prepared) -> list[str]:
+    return label_remarks(prepared.manifest["splits"], config.training.select)
+
+
+def _start_folder(config: RunConfig) -> Path | None:
+    return None if config.start_from is None else start_of(config.start_from, config.seed)
+
+
 def _start(config: RunConfig, prepared: Prepared, checkpoints: Path | None = None) -> Base | None:
     """The model that the run starts with; one that was interrupted goes on with the same only."""
-    if config.start_from is None:
+    folder = _start_folder(config)
+    if folder is None:
         return None
-    base = read_base(config.start_from, config.model, prepared.encoders)
+    base = read_base(folder, config.model, prepared.encoders)
     if checkpoints is None:
         return base
     path = checkpoints / "start_from.sha256"
     if path.exists() and path.read_text() != base.digest:
         raise CheckpointError(
-            f"{config.start_from} is another model than when this run began.",
+            f"{folder} is another model than when this run began.",
             fix="train into a new folder, or put the former model back.",
         )
     write_file(path, base.digest.encode())
@@ -258,6 +274,7 @@ def _conclude(
         config=config,
         domain_models=trained.domain_models,
         metrics=metrics,
+        profile=profile.read(prepared.path),
     )
     aside = out / ".predictions.parquet.partial"
     scored["test"].write_parquet(aside)
@@ -271,6 +288,7 @@ def _conclude(
         "optimizer": {stage.stage: stage.optimizer for stage in trained.results},
         "seed": config.seed,
         "start_from": _origin(config, base),
+        "warnings": [*_about_labels(config, prepared), *undone(trained, config.stages())],
         "versions": run_environment(),
     }
     write_file(out / "metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
@@ -309,7 +327,7 @@ def _without_speed(stage: StageResult) -> dict[str, Any]:
 
 def _origin(config: RunConfig, base: Base | None) -> dict[str, str] | None:
     """What the run started from: where it lay, and its SHA-256, which outlives the place."""
-    return None if base is None else {"path": str(config.start_from), "sha256": base.digest}
+    return None if base is None else {"path": str(_start_folder(config)), "sha256": base.digest}
 
 
 def _parameters(config: RunConfig, trained: Trained) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from loractr.artifact.layout import MANIFEST, Contents
 from loractr.artifact.load import load
 from loractr.backbones import ModelConfig
 from loractr.data.encode import Encoders, is_domain_field, keeps_vocabulary
-from loractr.errors import ConfigError
+from loractr.errors import ConfigError, UsageError, some
 from loractr.schema import Field, Schema
 
 FREE = {"dropout", "embedding_dropout", "dropout_position", "embedding_std"}
@@ -58,6 +58,25 @@ def read_base(path: Path, model: ModelConfig, encoders: Encoders) -> Base:
         name.replace(".base.", "."): tensor for name, tensor in scorer.model.state_dict().items()
     }
     return Base(digest=Contents.open(path).manifest.base, tensors=tensors)
+
+
+def start_of(path: Path, seed: int) -> Path:
+    """The run or artifact that a run with this seed starts from: `path` itself, or, where that is
+    a folder of runs `seed-0`, `seed-1`, …, the one of the same seed.
+
+    Raises:
+        UsageError: the folder has no run of that seed.
+    """
+    if (path / MANIFEST).exists() or (path / "artifact").exists():
+        return path
+    seeds = sorted(run.name for run in path.glob("seed-*") if run.is_dir())
+    own = f"seed-{seed}"
+    if seeds and own not in seeds:
+        raise UsageError(
+            f"start_from: {path} has no run {own}; it has {some(seeds)}.",
+            fix="train that seed there too, or name one of the runs: all seeds then start from it.",
+        )
+    return path / own if seeds else path
 
 
 def _of_models(there: ModelConfig, here: ModelConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
     manifest.json                       this file's `Manifest`
     config.json  schema.json  vocabulary/<field>.parquet  activeness/<division>.parquet
+    profile.json                        what the model was trained on, where that is known
     base/model.safetensors              embedding + backbone + head; never changes
     adapters/<division>/<domain>/<version>/{adapter_config.json, adapter_model.safetensors,
                                             metrics.json}

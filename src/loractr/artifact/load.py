@@ -23,6 +23,8 @@ from loractr.artifact.scorer import Scorer
 from loractr.artifact.tensors import banks, base_tensors, expert_tensors, fill, mixer_tensors, read
 from loractr.config import RunConfig, parse_config
 from loractr.data.encode import Encoders
+from loractr.data.profile import PROFILE, Profile
+from loractr.data.profile import read as read_profile
 from loractr.errors import AdapterError, ArtifactError, ConfigError
 from loractr.model import CTRModel, build
 from loractr.schema import Schema
@@ -51,6 +53,7 @@ def load(path: Path | str) -> Scorer:
         encoders=_encoders(contents, schema),
         model=model,
         domain_models=domain_models,
+        profile=_profile(contents),
     )
 
 
@@ -66,6 +69,15 @@ def _schema(contents: Contents) -> Schema:
         return Schema.model_validate(contents.json(SCHEMA))
     except ValidationError as error:
         raise _foreign(contents, SCHEMA, error) from error
+
+
+def _profile(contents: Contents) -> Profile | None:
+    if PROFILE not in contents.manifest.files:  # older artifacts, or data that had none
+        return None
+    try:
+        return read_profile(contents.checked(PROFILE).parent)
+    except ValidationError as error:
+        raise _foreign(contents, PROFILE, error) from error
 
 
 def _foreign(contents: Contents, name: str, error: Exception) -> ArtifactError:

@@ -33,6 +33,8 @@ from loractr.artifact.tensors import banks, base_tensors, expert_tensors, mixer_
 from loractr.config import RunConfig
 from loractr.data.aside import written_aside
 from loractr.data.encode import Encoders
+from loractr.data.profile import Profile
+from loractr.data.profile import write as write_profile
 from loractr.errors import ArtifactError, UnknownDomainError, UsageError
 from loractr.evaluation import Metrics
 from loractr.layers.embedding import Table
@@ -49,6 +51,7 @@ def save(
     config: RunConfig,
     domain_models: Mapping[str, CTRModel] | None = None,
     metrics: Mapping[str, Metrics] | None = None,
+    profile: Profile | None = None,
     replace: bool = False,
 ) -> None:
     """Write an artifact: everything that scoring raw rows takes, and nothing else.
@@ -69,6 +72,8 @@ def save(
         config: The run that made the model; `model` and `method` are what rebuilds it.
         domain_models: Domain of the method's division → its whole model, of the shape of `model`.
         metrics: Split ("validation", "test") → its metrics; each domain's own are kept beside it.
+        profile: What it was trained on, as `prepare` found it; scoring then says what it cannot
+            know.
         replace: Whether an artifact that is at `path` may be replaced.
 
     Raises:
@@ -83,6 +88,8 @@ def save(
         _write_json(folder / CONFIG, _plain_config(config))
         _write_json(folder / SCHEMA, _with_widths(schema, model).model_dump(mode="json"))
         _write_tensors(folder / BASE, base_tensors(model))
+        if profile is not None:
+            write_profile(profile, folder)
         base, measured = digest(folder / BASE), metrics or {}
         active = Active(
             adapters=_write_adapters(folder, model, schema, base, measured),

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from loractr.artifact import remarks
 from loractr.config import RunConfig
 from loractr.data.encode import Encoders
+from loractr.data.profile import Profile
 from loractr.data.rows import Rows
 from loractr.errors import DataError, UsageError
 from loractr.model import CTRModel
@@ -33,12 +36,14 @@ class Scorer:
         encoders: Fitted on the training rows; they hold the schema.
         model: The shared model, in evaluation mode.
         domain_models: Domain → whole model of its own (`single`, `finetune`, `plate`).
+        profile: What it was trained on; None in artifacts that do not say.
     """
 
     config: RunConfig
     encoders: Encoders
     model: CTRModel
     domain_models: Mapping[str, CTRModel]
+    profile: Profile | None = None
 
     @property
     def schema(self) -> Schema:
@@ -67,8 +72,53 @@ class Scorer:
         table = as_frame(frame)
         if not table.width:  # no rows: an empty list says nothing of its columns
             return np.zeros(0, dtype=np.float32)
+        return self.predict_rows(self.encode(table, domain=domain))
+
+    def encode(self, frame: RawRows, *, domain: str | None = None, outcomes: bool = False) -> Rows:
+        """Raw rows as the model reads them, for several uses of them.
+
+        Args:
+            frame: As in `predict`.
+            domain: As in `predict`.
+            outcomes: Also read label, weight and group, which the rows must have then.
+
+        Raises:
+            MissingColumnError, UnknownDomainError, DataError, UsageError: as `predict`.
+        """
         forced = {} if domain is None else {self._forced_division(domain): domain}
-        return self.predict_rows(self.encoders.encode(table, domains=forced))
+        return self.encoders.encode(as_frame(frame), outcomes=outcomes, domains=forced)
+
+    def remarks(self, frame: RawRows | None, rows: Rows | None = None) -> list[str]:
+        """What the model cannot know about rows, in sentences: domains that training never saw,
+        fields with many unknown ids or missing values, compared with the validation rows.
+
+        Args:
+            frame: Raw rows, as in `predict`; None where there are encoded ones only, which tell
+                less: no missing number, no name of a domain.
+            rows: The same rows as `encode` made them, where they are at hand.
+
+        Raises:
+            MissingColumnError, UnknownDomainError, DataError: as `predict`.
+            UsageError: neither is given.
+        """
+        table = None if frame is None else as_frame(frame)
+        if rows is None:
+            if table is None:
+                raise UsageError("remarks needs rows.", fix="give raw rows, or encoded ones.")
+            if not table.width:
+                return []
+            rows = self.encode(table)
+        return remarks.about_inputs(rows, self.encoders, self.profile, table)
+
+    def training_remarks(self, rows: Rows, path: Path | None = None) -> list[str]:
+        """Whether the model was trained on these very rows, in sentences.
+
+        Args:
+            rows: Encoded rows with their labels.
+            path: The file that they were read from, if they were.
+        """
+        files = [] if path is None else remarks.about_files(path, self.profile)
+        return [*remarks.about_training_rows(rows, self.profile), *files]
 
     def predict_rows(self, rows: Rows) -> NDArray[np.floating]:
         """Click probability of each encoded row (N,), in the order of `rows`."""

@@ -1,13 +1,16 @@
 """`loractr evaluate`."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loractr.cli.console import show, show_json
+from loractr.cli.console import say, show, show_json
 from loractr.cli.options import ArtifactFolder, AsJson, DataPath, Plain
 from loractr.errors import UsageError, some
+
+if TYPE_CHECKING:
+    from loractr.data.rows import Rows
 
 
 class Split(StrEnum):
@@ -16,6 +19,12 @@ class Split(StrEnum):
     TRAIN = "train"
     VALIDATION = "validation"
     TEST = "test"
+
+
+_SEEN = {
+    Split.TRAIN: "these rows trained the model: what is measured on them says little about others",
+    Split.VALIDATION: "these rows chose the best epoch: on others the model may well be worse",
+}
 
 
 def evaluate(
@@ -43,15 +52,30 @@ def evaluate(
         if by not in divisions:
             raise UsageError(f"the artifact has no division {by!r}; it has {some(divisions)}.")
         divisions = {by: divisions[by]}
+    raw, remarks = None, []
     if is_prepared(data):
         rows = prepared_rows(scorer, data, split or Split.TEST)
+        remarks = [sentence for seen, sentence in _SEEN.items() if seen is split]
     elif split is not None:
         raise UsageError(f"{data} has no splits.", fix="leave --split out, or name prepared data.")
     else:
-        rows = scorer.encoders.encode(raw_rows(scorer, data, outcomes=True), outcomes=True)
+        raw = raw_rows(scorer, data, outcomes=True)
+        rows = scorer.encode(raw, outcomes=True)
+        remarks = scorer.training_remarks(rows, data)
     metrics = measure(predictions(scorer, rows), divisions)
+    remarks += [*_about_labels(rows), *scorer.remarks(raw, rows)]
     if as_json:
-        show_json(metrics.as_dict())
-    else:
-        tables = [division_table(metrics, name) for name in divisions]
-        show(tables or [runs_table({artifact.name: metrics})], plain=plain)
+        show_json({**metrics.as_dict(), "warnings": remarks})
+        return
+    tables = [division_table(metrics, name) for name in divisions]
+    show(tables or [runs_table({artifact.name: metrics})], plain=plain)
+    for remark in remarks:
+        say(remark)
+
+
+def _about_labels(rows: "Rows") -> list[str]:
+    from loractr.evaluation import label_remarks
+
+    assert rows.label is not None
+    counts = {"rows": len(rows), "positives": int(rows.label.sum())}
+    return label_remarks({"these rows": counts})

@@ -28,12 +28,17 @@ def predict(
 
     check_target(out, data)
     scorer = load(artifact)
+    raw = None
     if is_prepared(data):
-        table = predictions(scorer, prepared_rows(scorer, data, "test"))
+        rows = prepared_rows(scorer, data, "test")
+        table = predictions(scorer, rows)
     else:
         raw = raw_rows(scorer, data, outcomes=False)
         if "probability" in raw.columns:
             raise UsageError(f"{data} has a column 'probability' already.", fix="rename it.")
-        table = raw.with_columns(probability=scorer.predict(raw))
+        rows = scorer.encode(raw)
+        table = raw.with_columns(probability=scorer.predict_rows(rows))
     write(table, out)
+    for remark in scorer.remarks(raw, rows):
+        say(remark)
     say(f"{table.height:,} rows: {out}")

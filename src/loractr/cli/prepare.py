@@ -26,12 +26,17 @@ def prepare(
     from loractr.data.prepare import cached
     from loractr.data.prepare import prepare as prepare_into
     from loractr.environment import cache_folder
+    from loractr.evaluation import label_remarks
 
-    data = load_config(config, overrides or ()).data
+    loaded = load_config(config, overrides or ())
+    data = loaded.data
     kept = cache_folder() / "prepared"
     prepared = cached(data, kept) if out is None else prepare_into(data, out)
+    remarks = label_remarks(prepared.manifest["splits"], loaded.training.select)
     if as_json:
-        show_json(prepared_json(prepared))
+        show_json({**prepared_json(prepared), "warnings": remarks})
     else:
         show(prepared_tables(prepared), plain=plain)
+        for remark in remarks:
+            say(remark)
         say(f"prepared data: {prepared.path}")

@@ -90,6 +90,8 @@ def _one(
         return
     tables = [division_table(metrics, name) for name in metrics.divisions]
     show(tables or [runs_table({out.name: metrics})], plain=plain)
+    for remark in _written(out).get("warnings", ()):  # older runs have none
+        say(remark)
     say(f"run: {out}\nartifact: {out / 'artifact'}")
 
 
@@ -118,11 +120,33 @@ def _several(
         device=device,
     )
     names = [f"seed-{config.seed + place}" for place in range(seeds)]
+    written = {name: _written(out / name) for name in names}
     if as_json:
-        show_json({name: _written(out / name) for name in names})
-        return
-    show([runs_table(dict(zip(names, results, strict=True)))], plain=plain)
+        show_json(written)
+    else:
+        show([runs_table(dict(zip(names, results, strict=True)))], plain=plain)
+    for remark in _remarks(written):
+        say(remark)
     say(f"runs: {out}")
+
+
+def _remarks(written: dict[str, Any]) -> list[str]:
+    """What the runs say, each sentence once, with the seeds that do not share it with all others;
+    then what they say together."""
+    from loractr.errors import some
+    from loractr.training.remarks import shared_start
+
+    saying: dict[str, list[str]] = {}
+    for name, summary in written.items():
+        for remark in summary.get("warnings", ()):
+            saying.setdefault(remark, []).append(name)
+    return [
+        *(
+            r if len(names) == len(written) else f"{some(names)}: {r}"
+            for r, names in saying.items()
+        ),
+        *shared_start(list(written.values())),
+    ]
 
 
 def _plan(config: "RunConfig", threads: int | None, *, as_json: bool, plain: bool) -> None:
@@ -136,6 +160,8 @@ def _plan(config: "RunConfig", threads: int | None, *, as_json: bool, plain: boo
         show_json(plan)
     else:
         show(plan_tables(plan), plain=plain)
+        for remark in plan["warnings"]:
+            say(remark)
 
 
 def _check_begun(out: Path, written: str) -> None:

@@ -95,15 +95,16 @@ def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
     if path is None:
         return []
     if config.source == "table":
-        return [{"file": found.name, **_state(found.path)} for found in find(path)]
+        return [{"file": found.name, **state(found.path)} for found in find(path)]
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     else:
         files = [path] if path.is_file() else []  # the source will say what is missing
-    return [{"file": file.name, **_state(file)} for file in files]
+    return [{"file": file.name, **state(file)} for file in files]
 
 
-def _state(file: Path) -> dict[str, Any]:
+def state(file: Path) -> dict[str, Any]:
+    """What tells one content of a file from another: size, and hash or time of change."""
     status = file.stat()
     if status.st_size > HASHED_BYTES:
         return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}

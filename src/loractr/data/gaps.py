@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import canonical, hashing
-from loractr.data.canonical import Positions
+from loractr.data.canonical import Positions, column_of
 from loractr.data.encode import Encoders, is_domain_field
 from loractr.data.rows import Rows
 from loractr.schema import Field, Schema
@@ -55,7 +55,7 @@ def find(rows: Rows, encoders: Encoders, frame: pl.DataFrame | None = None) -> G
     categorical = [field.name for field in schema.categorical]
     numerical = [field.name for field in schema.numerical]
     for field in inputs(schema):
-        has_none = _look(frame, field)
+        has_none = _look(frame, field, schema.missing_values)
         none, new = NONE, NONE
         if field.kind == "numerical":
             if field.missing == "mean":
@@ -102,20 +102,21 @@ def _missing(field: Field, encoders: Encoders) -> int:
     return int(values.is_null().arg_max() or 0) + 1 if values.null_count() else 0
 
 
-def _look(frame: pl.DataFrame | None, field: Field) -> HasNone:
+def _look(frame: pl.DataFrame | None, field: Field, missing: tuple[str, ...]) -> HasNone:
     """Look at the raw values of a field; without a frame, nothing is known to be missing."""
     if frame is None:
         return lambda rows: np.zeros(len(rows), dtype=np.bool_)
-    column, what = frame[field.source_column], f"field {field.name!r}"
+    column, what = column_of(frame, field.source_column), f"field {field.name!r}"
+    reading = canonical.reading_of(field, missing)
 
     def has_none(rows: Positions) -> NDArray[np.bool_]:
         if not len(rows):
             return np.zeros(0, dtype=np.bool_)
         chosen = column.gather(rows)
         if field.kind == "numerical":
-            return np.isnan(canonical.numbers(chosen, what, rows))
+            return np.isnan(canonical.numbers(chosen, what, rows, missing))
         if field.kind == "sequence":
-            chosen = canonical.bags(chosen, field)[0]
-        return canonical.ids(chosen, what).is_null().to_numpy()
+            chosen = canonical.bags_of(chosen, field, reading)[0]
+        return canonical.ids(chosen, what, reading).is_null().to_numpy()
 
     return has_none

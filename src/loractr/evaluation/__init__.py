@@ -1,6 +1,7 @@
 """Metrics per domain: numpy and polars in, numbers out. Usable on any system's predictions."""
 
 from loractr.evaluation.auc import auc, domain_auc, domain_auc_se
+from loractr.evaluation.labels import label_remarks
 from loractr.evaluation.metrics import DomainScores, gauc, log_loss, mean_auc, score, wauc, wauc_se
 from loractr.evaluation.predictions import (
     DivisionMetrics,
@@ -25,6 +26,7 @@ __all__ = [
     "domain_auc_se",
     "evaluate",
     "gauc",
+    "label_remarks",
     "log_loss",
     "mean_auc",
     "runs_table",

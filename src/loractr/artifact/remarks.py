@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from loractr.data import gaps, sketch
+from loractr.data.canonical import column_of
 from loractr.data.domains import MISSING
 from loractr.data.encode import Encoders
 from loractr.data.fingerprint import state

@@ -288,7 +288,7 @@ def _conclude(
         "optimizer": {stage.stage: stage.optimizer for stage in trained.results},
         "seed": config.seed,
         "start_from": _origin(config, base),
-        "warnings": [*_about_labels(config, prepared), *undone(trained, config.stages())],
+        "warnings": [*_about_labels(config, prepared), *_undone(config, trained)],
         "versions": run_environment(),
     }
     write_file(out / "metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
@@ -318,6 +318,11 @@ def _selection(trained: Trained) -> dict[str, Any]:
         "stages": [_without_speed(stage) for stage in trained.base.stages],
         "domains": domains or last.domains,
     }
+
+
+def _undone(config: RunConfig, trained: Trained) -> list[str]:
+    mixed = trained.model.routing.mixed
+    return undone(trained.base, trained.domains, config.stages(), mixed=mixed)
 
 
 def _without_speed(stage: StageResult) -> dict[str, Any]:

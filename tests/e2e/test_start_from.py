@@ -10,8 +10,8 @@ import pytest
 
 from loractr.artifact import load
 from loractr.config import RunConfig, parse_config
-from loractr.errors import ArtifactError, CheckpointError, ConfigError
-from loractr.run import dry_run, run
+from loractr.errors import ArtifactError, CheckpointError, ConfigError, UsageError
+from loractr.run import dry_run, run, run_seeds
 from loractr.training.events import Event, Validated
 
 SMALL: dict[str, Any] = {
@@ -246,3 +246,49 @@ def test_a_division_that_the_first_run_did_not_have_may_be_adapted_to(log, mix, 
     method = {"name": "singlelora", "divisions": ["kind"], **LORA}
     run(config(log, method, data={"divisions": divisions}, start_from=str(mix)), tmp_path / "r")
     assert load(tmp_path / "r" / "artifact").division == "kind"
+
+
+@pytest.fixture(scope="module")
+def mixes(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "mixes"
+    run_seeds(config(log, {"name": "mix"}), out, seeds=2)
+    return out
+
+
+def test_seeds_start_from_the_runs_of_their_own_seeds(log, mixes, tmp_path):
+    asked = config(log, METHODS["singlelora"], start_from=str(mixes))
+    run_seeds(asked, tmp_path / "own", seeds=2)
+    for seed in range(2):
+        told = metrics(tmp_path / "own" / f"seed-{seed}")["start_from"]
+        manifest = json.loads((mixes / f"seed-{seed}/artifact/manifest.json").read_text())
+        assert told == {"path": str(mixes / f"seed-{seed}"), "sha256": manifest["base"]}
+    run(config(log, METHODS["singlelora"], seed=1, start_from=str(mixes)), tmp_path / "one")
+    assert files(tmp_path / "one") == files(tmp_path / "own" / "seed-1")
+    assert dry_run(asked)["stages"] == ["adapt"]
+
+
+def test_a_seed_without_a_run_to_start_from_is_named_before_any_work(log, mixes, tmp_path):
+    asked = config(log, METHODS["singlelora"], start_from=str(mixes))
+    with pytest.raises(UsageError, match=r"has no run seed-2; it has 'seed-0', 'seed-1'"):
+        run_seeds(asked, tmp_path / "runs", seeds=3)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(UsageError, match="has no run seed-7"):
+        run(config(log, METHODS["singlelora"], seed=7, start_from=str(mixes)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_seed_resumes_from_the_same_start_only(log, tmp_path):
+    for seed in range(2):
+        run(config(log, {"name": "mix"}, seed=seed), tmp_path / "mixes" / f"seed-{seed}")
+    asked = config(log, METHODS["retune"], start_from=str(tmp_path / "mixes"))
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Validated) and event.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(asked, tmp_path / "run", callbacks=[interrupt])
+    (tmp_path / "mixes" / "seed-0").rename(tmp_path / "former")
+    (tmp_path / "mixes" / "seed-1").rename(tmp_path / "mixes" / "seed-0")
+    with pytest.raises(CheckpointError, match="seed-0 is another model than when"):
+        run(asked, tmp_path / "run", resume=True)

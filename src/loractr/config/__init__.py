@@ -112,7 +112,8 @@ class RunConfig(Record):
     """Initialisation and order of rows only; the split has a seed of its own."""
     start_from: Path | None = None
     """A finished run or artifact, of the same fields and backbone, whose base model this run starts
-    with: it takes the place of what the recipe's first stage would train."""
+    with: it takes the place of what the recipe's first stage would train. Of a folder of runs
+    `seed-0`, `seed-1`, …, the one of this run's seed."""
     kernels: Choice = "auto"
     """Compiled kernels (`loractr kernels build`) where they are built, `native` to insist on them,
     `torch` to do without. They compute the same up to rounding."""

@@ -6,30 +6,30 @@ from typing import Any
 from loractr.errors import some
 from loractr.stage import Stage
 from loractr.training.events import StageResult
-from loractr.training.fits import Trained
+from loractr.training.fit import History
 
 _REASON = "no validation was better than its start"
 
 
-def undone(trained: Trained, stages: Sequence[Stage]) -> list[str]:
+def undone(
+    base: History, domains: Mapping[str, History], stages: Sequence[Stage], *, mixed: bool
+) -> list[str]:
     """A sentence for each stage that changed nothing, as `keep_start` asks for: in the whole model,
     in some domains' adapters, or in some domains' own models.
 
     Args:
-        trained: What the run made.
+        base: What happened to the shared model.
+        domains: Domain → what happened to its own model.
         stages: The recipe of the shared model.
+        mixed: Whether mixers act in it.
     """
     recipe = {stage.name: stage for stage in stages}
     shared = [
         sentence
-        for result in trained.base.stages
-        for sentence in _of_shared(result, recipe[result.stage], mixed=_mixes(trained))
+        for result in base.stages
+        for sentence in _of_shared(result, recipe[result.stage], mixed=mixed)
     ]
-    return [*shared, *_of_domains(trained)]
-
-
-def _mixes(trained: Trained) -> bool:
-    return trained.model.routing.mixed
+    return [*shared, *_of_domains(domains)]
 
 
 def _of_shared(result: StageResult, stage: Stage, *, mixed: bool) -> Iterator[str]:
@@ -49,17 +49,17 @@ def _of_shared(result: StageResult, stage: Stage, *, mixed: bool) -> Iterator[st
             )
 
 
-def _of_domains(trained: Trained) -> Iterator[str]:
+def _of_domains(domains: Mapping[str, History]) -> Iterator[str]:
     """Whole models of single domains, stage by stage."""
     kept: dict[str, list[str]] = {}
-    for domain, history in trained.domains.items():
+    for domain, history in domains.items():
         for result in history.stages:
             if result.kept_start:
                 kept.setdefault(result.stage, []).append(domain)
-    for stage, domains in kept.items():
+    for stage, names in kept.items():
         yield (
-            f"stage {stage} changed nothing in {len(domains)} of {len(trained.domains)} domains"
-            f" ({some(domains)}): {_REASON}"
+            f"stage {stage} changed nothing in {len(names)} of {len(domains)} domains"
+            f" ({some(names)}): {_REASON}"
         )
 
 

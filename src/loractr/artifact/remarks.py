@@ -12,7 +12,7 @@ from loractr.data import gaps, sketch
 from loractr.data.canonical import column_of
 from loractr.data.domains import MISSING
 from loractr.data.encode import Encoders
-from loractr.data.fingerprint import state
+from loractr.data.fingerprint import known_again
 from loractr.data.profile import Part, Profile, short
 from loractr.data.rows import Rows
 from loractr.data.sources import table
@@ -137,13 +137,7 @@ def about_files(path: Path, profile: Profile | None) -> list[str]:
     """Whether `path` means a file that the model's training data were read from."""
     if profile is None or not profile.files:
         return []
-    known = [{**file, "file": ""} for file in profile.files]
-    sizes = {file["bytes"] for file in known}
-    again = [
-        file.name
-        for file in table.files(path)
-        if file.stat().st_size in sizes and {**state(file), "file": ""} in known
-    ]
+    again = [file.name for file in known_again(table.files(path), profile.files)]
     if not again:
         return []
     return [

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,22 @@ def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     else:
         files = [path] if path.is_file() else []  # the source will say what is missing
-    return [{"file": file.name, **state(file)} for file in files]
+    return [{"file": file.name, **_state(file)} for file in files]
 
 
-def state(file: Path) -> dict[str, Any]:
-    """What tells one content of a file from another: size, and hash or time of change."""
+def known_again(files: Iterable[Path], known: Iterable[Mapping[str, Any]]) -> list[Path]:
+    """Those of `files` whose content is that of a file in `known`, as of `fingerprint`; whatever
+    their names."""
+    states = [{**one, "file": ""} for one in known]
+    sizes = {one["bytes"] for one in states}
+    return [
+        file
+        for file in files
+        if file.stat().st_size in sizes and {"file": "", **_state(file)} in states
+    ]
+
+
+def _state(file: Path) -> dict[str, Any]:
     status = file.stat()
     if status.st_size > HASHED_BYTES:
         return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}

@@ -32,11 +32,10 @@ def prepare(
     data = loaded.data
     kept = cache_folder() / "prepared"
     prepared = cached(data, kept) if out is None else prepare_into(data, out)
-    remarks = label_remarks(prepared.manifest["splits"], loaded.training.select)
     if as_json:
-        show_json({**prepared_json(prepared), "warnings": remarks})
+        show_json(prepared_json(prepared))
     else:
         show(prepared_tables(prepared), plain=plain)
-        for remark in remarks:
-            say(remark)
         say(f"prepared data: {prepared.path}")
+    for remark in label_remarks(prepared.manifest["splits"], loaded.training.select):
+        say(remark)

@@ -95,7 +95,7 @@ def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
     if path is None:
         return []
     if config.source == "table":
-        return [{"file": found.name, **state(found.path)} for found in find(path)]
+        return [{"file": found.name, **_state(found.path)} for found in find(path)]
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     else:

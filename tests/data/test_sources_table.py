@@ -90,7 +90,7 @@ def test_a_date_that_is_none_is_named_with_its_line(tmp_path):
     [
         ("1,2,0\n2,3\n", 3, "expected 3 values ('user', 'price', 'label'), found 2"),
         ("1,2,0,9\n", 2, "found 4"),
-        ("1,2,0\n\n2,3,1\n", 3, "the line is blank"),
+        ("1,2,0\n\n2,x,1\n", 4, "price must be a number"),
         ("1,2,0\n2,cheap,1\n", 3, "price must be a number, not 'cheap'"),
         ("1,2,0\n2,3,yes\n", 3, "label must be a number, not 'yes'"),
         ('1,2,0\n"a\nb",2,0\n2,x,1\n', 5, "price must be a number, not 'x'"),
@@ -188,25 +188,31 @@ def test_a_bad_line_of_the_second_part_names_that_part(tmp_path):
         opened(tmp_path)
 
 
-def test_parts_with_other_columns_are_refused(tmp_path):
+def test_the_columns_of_parts_are_matched_by_name(tmp_path, caplog):
     write(tmp_path / "a.csv", "user,price,label\n1,2,0\n")
-    write(tmp_path / "b.csv", "user,cost,label\n1,2,0\n")
-    with pytest.raises(DataError, match=r"b.csv differs from .*a.csv .* 'cost', 'price'"):
-        opened(tmp_path)
+    write(tmp_path / "b.csv", "label,user,note\n1,3,new\n")
+    with caplog.at_level("INFO", logger="loractr"):
+        frame = opened(tmp_path).frame.collect()
+    assert frame.columns == ["user", "price", "label", "note"]
+    assert frame.rows() == [("1", 2, 0, None), ("3", None, 1, "new")]
+    assert (
+        "columns that some files lack, and that are missing there: 'price', 'note'" in caplog.text
+    )
 
 
-def test_parts_with_columns_in_another_order_are_refused(tmp_path):
-    write(tmp_path / "a.csv", "user,price,label\n1,2,0\n")
-    write(tmp_path / "b.csv", "price,user,label\n1,2,0\n")
-    with pytest.raises(DataError, match="order"):
-        opened(tmp_path)
-
-
-def test_parts_with_other_types_are_refused(tmp_path):
+def test_parts_with_numbers_and_with_text_become_text(tmp_path):
     pl.DataFrame({"user": [1], "label": [1]}).write_parquet(tmp_path / "a.parquet")
-    pl.DataFrame({"user": ["1"], "label": [1]}).write_parquet(tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"b.parquet differs from .* 'user'"):
-        opened(tmp_path)
+    pl.DataFrame({"user": ["x1"], "label": [1]}).write_parquet(tmp_path / "b.parquet")
+    assert opened(tmp_path, fields=["user"]).frame.collect()["user"].to_list() == ["1", "x1"]
+
+
+def test_parts_whose_types_have_nothing_in_common_are_refused(tmp_path):
+    pl.DataFrame({"user": [1], "label": [1]}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"user": [[1]], "label": [1]}).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError) as error:
+        opened(tmp_path, fields=["user"])
+    for part in ("'user'", "Int64", "a.parquet", "List(Int64)", "b.parquet"):
+        assert part in str(error.value)
 
 
 def test_files_of_two_kinds_are_refused(tmp_path):
@@ -225,12 +231,15 @@ CUT_SHORT = gzip.compress(b"user,price,label\n" + b"1,2,3\n" * 999, mtime=0)[:-9
         ("log.csv", b"", "is empty"),
         ("log.csv", b"user,price,label\n", "has a header but no rows"),
         ("log.csv", b"user,price,user\n1,2,3\n", "the header names 'user' twice"),
-        ("log.csv", b"user,,label\n1,2,3\n", "the header must name every column"),
-        ("log.csv.gz", b"not gzip at all", "cannot be read"),
+        ("log.csv", b",,\n1,2,3\n", "the header names no column"),
+        ("log.csv.gz", b"\x1f\x8b no gzip at all", "cannot be read"),
         ("log.csv.gz", CUT_SHORT, "cannot be"),
         ("log.parquet", b"", "is empty"),
         ("log.parquet", b"PAR1 no more than that PAR1", "cannot be read as Parquet"),
-        ("log.json", b"{}", "holds no Parquet or CSV file"),
+        ("log.json", b'{"user": 1}', "is no Parquet or CSV file: it is JSON"),
+        ("log.xlsx", b"PK\x03\x04", "it is a zip archive, as Excel's"),
+        ("log.dat", b"one word a line\n", "is there, but it is no Parquet file, and no CSV file"),
+        ("log.csv", b"u\0s\0e\0r\0", "full of NUL bytes"),
     ],
 )
 def test_an_unreadable_file_is_refused_by_name(tmp_path, name, content, problem):

@@ -35,19 +35,25 @@ def raw_rows(scorer: "Scorer", data: Path, *, outcomes: bool) -> "pl.DataFrame":
     """
     from dataclasses import replace
 
+    from polars.exceptions import PolarsError
+
+    from loractr.data.sources.content import unreadable
     from loractr.data.sources.table import label_columns, number_columns, scan
     from loractr.data.sources.text_form import TextForm
 
     schema = scorer.schema
     weight = schema.weight if outcomes else None
-    form = replace(TextForm.of(scorer.config.data), missing=schema.missing_values)
-    return scan(
+    rows = scan(
         data,
         numbers=number_columns(schema.fields, schema.divisions, weight),
         labels=label_columns(schema.label) if outcomes else (),
-        form=form,
+        form=replace(TextForm.of(scorer.config.data), missing=schema.missing_values),
         refuse_empty=outcomes,
-    ).collect()
+    )
+    try:
+        return rows.collect()
+    except PolarsError as error:
+        raise unreadable(data, error) from error
 
 
 def prepared_rows(scorer: "Scorer", data: Path, split: str) -> "Rows":

@@ -36,7 +36,7 @@ def raise_first_bad_line(file: TextFile, readings: Mapping[str, Reading]) -> Non
 def _shape_problem(values: list[str], raw: str, file: TextFile) -> tuple[str, str | None] | None:
     """What is wrong with one record before its values are looked at, and what to do, if it is."""
     if values and len(values) != len(file.columns):
-        named = some(name for name in file.columns if name)
+        named = some((name[:30] for name in file.named), 5)
         return f"expected {len(file.columns)} values ({named}), found {len(values)}", None
     if not is_utf_8(raw):
         return NOT_UTF_8, SAY_ENCODING

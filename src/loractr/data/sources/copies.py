@@ -100,5 +100,5 @@ def _undecodable(path: Path, line: int, encoding: str, error: UnicodeError) -> M
         path,
         line,
         f"the text is not {encoding}",
-        fix="say its true `encoding:` in the data section, such as latin-1, gbk or utf-16.",
+        fix="say its true `encoding:` in the data section, such as latin-1 or gbk.",
     )

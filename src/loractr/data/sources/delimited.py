@@ -71,32 +71,43 @@ def checked(file: TextFile, readings: Readings) -> tuple[pl.LazyFrame, int]:
         MalformedLineError: a line has too few or too many values, or one that cannot be read.
         DataError: the file cannot be read for another reason.
     """
-    try:
-        rows = _well_shaped_rows(file)
-        good = file
-        if _readable_rows(file, readings) != rows:
-            good = file.without_blank_lines()
-        if good is not file and _readable_rows(good, readings) != rows:
-            raise pa.ArrowInvalid("its lines do not all end in the same way, \\n or \\r\\n")
-    except (pa.ArrowInvalid, pl.exceptions.PolarsError, OSError) as error:
-        raise_first_bad_line(file, readings)
-        raise unreadable(file.path, error) from error
+    good = file
+    rows = 0 if next(file.rows(), None) is None else _rows(file, readings)
+    if rows is None:
+        good = file.without_blank_lines()
+        rows = _rows(good, readings)
+    if rows is None:
+        raise DataError(
+            f"{file.path} cannot be read: its lines do not all end in the same way.",
+            fix="write it with one kind of line end, \\n or \\r\\n.",
+        )
     values = (read(name, reading, file.form, strict=True) for name, reading in readings.items())
     return text(good).with_columns(values), rows
 
 
+def _rows(file: TextFile, readings: Readings) -> int | None:
+    """Number of rows; None where it has to be read without its blank lines.
+
+    Raises:
+        MalformedLineError: there is a bad line.
+    """
+    try:
+        rows = _well_shaped_rows(file)
+        return rows if _readable_rows(file, readings) == rows else None
+    except (pa.ArrowInvalid, pl.exceptions.PolarsError, OSError) as error:
+        raise_first_bad_line(file, readings)
+        if isinstance(error, pa.ArrowInvalid):
+            return None  # of the shapes of its lines, only that of blank ones is not the header's
+        raise unreadable(file.path, error) from error
+
+
 def _well_shaped_rows(file: TextFile) -> int:
-    """Number of rows, all of which have as many values as the header."""
-
-    def judge(row: pyarrow.csv.InvalidRow) -> str:
-        return "skip" if file.is_blank(row.text) else "error"
-
+    """Number of rows. Raises ArrowInvalid unless all have as many values as the header."""
     parse = pyarrow.csv.ParseOptions(
         delimiter=file.form.separator,
         quote_char=file.form.quote or False,
         newlines_in_values=True,
         ignore_empty_lines=len(file.columns) > 1,
-        invalid_row_handler=judge,
     )
     wide = 4 * sum(len(name) + 1 for name in file.columns)
     blocks = pyarrow.csv.ReadOptions(

@@ -13,21 +13,22 @@ from polars import selectors as cs
 
 from loractr.data.sources.readings import COMMA_NUMBER, NUMBER
 from loractr.data.sources.text_form import TextForm
+from loractr.data.sources.union import Part
 from loractr.schema import Kind
 
 _LIST = r"(?s)^\[.*\]$"
 
 
-def decide_kinds(frame: pl.LazyFrame, columns: Iterable[str], form: TextForm) -> dict[str, Kind]:
-    """The kind of each of the named columns of `frame`, by one pass over those whose type does not
+def decide_kinds(rows: Part, columns: Iterable[str], form: TextForm) -> dict[str, Kind]:
+    """The kind of each of the named columns of `rows`, by one pass over those whose type does not
     say it. Columns that cannot be read are categorical."""
-    types, columns = frame.collect_schema(), list(columns)
+    types, columns = rows.types, list(columns)
     kinds: dict[str, Kind] = {}
     open_questions: list[pl.Expr] = []
     for place, name in enumerate(columns):
         kinds[name] = "sequence" if isinstance(types[name], pl.List | pl.Array) else "categorical"
         open_questions += _questions(name, types[name], str(place), form)
-    answers = _answered(frame, open_questions)
+    answers = _answered(rows.frame, open_questions)
     for place, name in enumerate(columns):
         if answers.get(f"number {place}"):
             kinds[name] = "numerical"

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +20,7 @@ from loractr.errors import DataError, some
 
 log = logging.getLogger(__name__)
 
+STRING: pl.DataType = pl.String()
 _INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -26,17 +28,18 @@ _INDEX = re.compile(r"__index_level_\d+__")
 class Parts:
     """The files of one table. `open_parts` makes one."""
 
-    files: Sequence[tuple[Found, TextFile | pl.LazyFrame]]
+    files: Sequence[tuple[Found, TextFile | Part]]
     """Each file, and its text, or the rows of a Parquet file."""
     form: TextForm
     """How the text files are written."""
 
-    def text(self) -> pl.LazyFrame:
+    @cached_property
+    def text(self) -> Part:
         """The rows, unchecked, with all that stands in text files and in paths as text."""
-        parts = [self._part(found, _text(file), {}) for found, file in self.files]
+        parts = [self._keyed(_text(file), found, {}) for found, file in self.files]
         return together(parts, (), tell=False)
 
-    def frame(
+    def checked(
         self,
         *,
         numbers: Iterable[str] = (),
@@ -44,7 +47,7 @@ class Parts:
         labels: Iterable[str] = (),
         needed: Collection[str] | None = None,
         refuse_empty: bool = True,
-    ) -> pl.LazyFrame:
+    ) -> Part:
         """The rows, checked; files without any are left out. The arguments are those of
         `table.scan`.
 
@@ -52,42 +55,40 @@ class Parts:
             DataError: no file has rows and that is not allowed, or the files do not go together.
             MalformedLineError: a line of a text file cannot be read.
         """
-        text = self._undecided()
-        there = set(text.collect_schema().names())
+        text = self.text if _is_text(self.files) else self._paths()
         readings = decide(
-            text,
+            text.frame,
             self.form,
-            numbers=[name for name in numbers if name in there],
-            times=[name for name in times if name in there],
-            labels=[name for name in labels if name in there],
+            numbers=[name for name in numbers if name in text.types],
+            times=[name for name in times if name in text.types],
+            labels=[name for name in labels if name in text.types],
         )
         full: list[Part] = []
         empty: list[Part] = []
         for found, file in self.files:
-            frame, rows = _checked(file, readings)
-            (full if rows else empty).append(self._part(found, frame, readings))
+            part, rows = _checked(file, readings)
+            (full if rows else empty).append(self._keyed(part, found, readings))
         if not full and refuse_empty:
-            header = " a header but" if isinstance(self.files[0][1], TextFile) else ""
+            header = " a header but" if _is_text(self.files) else ""
             more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
             raise DataError(
                 f"{empty[0].path}{more} has{header} no rows.", fix="name a file that has rows."
             )
         if full and empty:
-            log.info("without rows: %s", some((part.path for part in empty), 3))
+            log.info(
+                "files left out, as they have no rows: %s", some((part.path for part in empty), 3)
+            )
         return together(full or empty, needed)
 
-    def _undecided(self) -> pl.LazyFrame:
-        """The text of which `decide` says how to read it: of Parquet files that of their paths."""
-        if any(isinstance(file, TextFile) for _, file in self.files):
-            return self.text()
-        names = dict.fromkeys(name for found, _ in self.files for name in found.keys)
-        values = {name: [found.keys.get(name) for found, _ in self.files] for name in names}
-        return pl.LazyFrame(values, schema=dict.fromkeys(names, pl.String))
+    def _paths(self) -> Part:
+        """What the paths say, a row for each file."""
+        types = dict.fromkeys((name for found, _ in self.files for name in found.keys), STRING)
+        values = {name: [found.keys.get(name) for found, _ in self.files] for name in types}
+        return Part(self.files[0][0].path, pl.LazyFrame(values, schema=types), types)
 
-    def _part(self, found: Found, frame: pl.LazyFrame, readings: Readings) -> Part:
+    def _keyed(self, part: Part, found: Found, readings: Readings) -> Part:
         """The rows of a file with what its path says, where the file itself does not say it."""
-        own = set(frame.collect_schema().names()) if found.keys else set()
-        keys = {name: value for name, value in found.keys.items() if name not in own}
+        keys = {name: value for name, value in found.keys.items() if name not in part.types}
         values = pl.DataFrame({name: [value] for name, value in keys.items()}).cast(pl.String)
         for name in keys.keys() & readings.keys():
             if values.select(unread(name, readings[name], self.form)).item():
@@ -98,7 +99,8 @@ class Parts:
                 )
             values = values.with_columns(read(name, readings[name], self.form, strict=True))
         literals = [pl.lit(value.item(), dtype=value.dtype).alias(value.name) for value in values]
-        return Part(found.path, frame.with_columns(literals))
+        types = {**part.types, **values.schema}
+        return Part(part.path, part.frame.with_columns(literals), types) if keys else part
 
 
 def open_parts(path: Path, form: TextForm) -> Parts:
@@ -113,7 +115,7 @@ def open_parts(path: Path, form: TextForm) -> Parts:
     if len(empty) < len(looked):
         looked = [(found, content) for found, content in looked if content.head]
         if empty:
-            log.info("empty: %s", some(empty, 3))
+            log.info("files left out, as they are empty: %s", some(empty, 3))
     kinds = sorted({".parquet" if content.is_parquet else ".csv" for _, content in looked})
     if len(kinds) > 1:
         folder = path if path.is_dir() else path.parent
@@ -126,7 +128,7 @@ def open_parts(path: Path, form: TextForm) -> Parts:
     return Parts(files, replace(form, decimal=".") if ".parquet" in kinds else form)
 
 
-def _opened(content: Content, form: TextForm) -> TextFile | pl.LazyFrame:
+def _opened(content: Content, form: TextForm) -> TextFile | Part:
     path, name = content.path, ending(content.path)
     if content.is_parquet:
         if name not in PARQUET:
@@ -151,32 +153,44 @@ def _opened(content: Content, form: TextForm) -> TextFile | pl.LazyFrame:
     return file
 
 
-def _parquet(content: Content) -> pl.LazyFrame:
+def _parquet(content: Content) -> Part:
     """The rows of a Parquet file, without the index that pandas writes."""
     try:
         plain = copies.plain(content.path, content.packing)
         frame = pl.scan_parquet(plain, glob=False, hive_partitioning=False)
-        names = frame.collect_schema().names()
+        types = dict(frame.collect_schema())
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         raise DataError(
             f"{content.path} cannot be read as Parquet: {reason}.",
             fix="fetch or write the file again.",
         ) from error
-    index = [name for name in names if _INDEX.fullmatch(name)]
-    return frame.drop(index) if index else frame
+    index = [name for name in types if _INDEX.fullmatch(name)]
+    for name in index:
+        del types[name]
+    return Part(content.path, frame.drop(index), types)
 
 
-def _text(file: TextFile | pl.LazyFrame) -> pl.LazyFrame:
-    return delimited.text(file) if isinstance(file, TextFile) else file
+def _is_text(files: Sequence[tuple[Found, TextFile | Part]]) -> bool:
+    """Whether the files are text: all are or none is."""
+    return isinstance(files[0][1], TextFile)
 
 
-def _checked(file: TextFile | pl.LazyFrame, readings: Readings) -> tuple[pl.LazyFrame, int]:
+def _text(file: TextFile | Part) -> Part:
+    if isinstance(file, Part):
+        return file
+    return Part(file.path, delimited.text(file), dict.fromkeys(file.named, STRING))
+
+
+def _checked(file: TextFile | Part, readings: Readings) -> tuple[Part, int]:
     """The rows of a file, and how many there are."""
-    if isinstance(file, TextFile):
-        own = readings.keys() & set(file.columns)
-        return delimited.checked(file, {name: readings[name] for name in own})
-    return file, file.select(pl.len()).collect().item()
+    if isinstance(file, Part):
+        return file, file.frame.select(pl.len()).collect().item()
+    types = dict.fromkeys(file.named, STRING)
+    own = {name: reading for name, reading in readings.items() if name in types}
+    frame, rows = delimited.checked(file, own)
+    types |= {name: reading.type for name, reading in own.items()}
+    return Part(file.path, frame, types), rows
 
 
 def _tell(files: list[TextFile]) -> None:

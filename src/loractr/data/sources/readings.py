@@ -20,33 +20,43 @@ class Reading:
 
     what: str
     """What a value must be, for the error."""
+    type: pl.DataType
+    """The type of the values."""
     parse: Callable[[pl.Expr, bool], pl.Expr]
     """(text, strict) → values; what cannot be read is an error, or null when not strict."""
-
-
-def _digits(text: pl.Expr) -> pl.Expr:
-    """True and false as 1 and 0."""
-    return text.replace(_TRUTH)
 
 
 _TRUTH = {"True": "1", "False": "0", "true": "1", "false": "0", "TRUE": "1", "FALSE": "0"}
 
 
-def _with_point(text: pl.Expr) -> pl.Expr:
-    """The decimal comma as a point. A point, as in 1.234,5, is made something unreadable."""
-    return text.str.replace_all(".", "?", literal=True).str.replace(",", ".", literal=True)
+def _whole(text: pl.Expr, strict: bool) -> pl.Expr:
+    return text.replace(_TRUTH).cast(pl.Int64, strict=strict)
 
 
-WHOLE = Reading("a whole number", lambda text, strict: _digits(text).cast(pl.Int64, strict=strict))
-NUMBER = Reading("a number", lambda text, strict: _digits(text).cast(pl.Float64, strict=strict))
-COMMA_NUMBER = Reading(
-    "a number with a decimal comma",
-    lambda text, strict: _digits(_with_point(text)).cast(pl.Float64, strict=strict),
-)
-DATE = Reading("a date like 2026-01-31", lambda text, strict: text.str.to_date("%F", strict=strict))
+def _number(text: pl.Expr, strict: bool) -> pl.Expr:
+    return text.replace(_TRUTH).cast(pl.Float64, strict=strict)
+
+
+def _comma_number(text: pl.Expr, strict: bool) -> pl.Expr:
+    """The decimal comma becomes a point; a point, as in 1.234,5, something unreadable."""
+    plain = text.str.replace_all(".", "?", literal=True).str.replace(",", ".", literal=True)
+    return _number(plain, strict)
+
+
+def _date(text: pl.Expr, strict: bool) -> pl.Expr:
+    return text.str.to_date("%F", strict=strict)
+
+
+def _moment(text: pl.Expr, _: bool) -> pl.Expr:
+    return moments.parsed(text)  # never an error: the check finds what is none
+
+
+WHOLE = Reading("a whole number", pl.Int64(), _whole)
+NUMBER = Reading("a number", pl.Float64(), _number)
+COMMA_NUMBER = Reading("a number with a decimal comma", pl.Float64(), _comma_number)
+DATE = Reading("a date like 2026-01-31", pl.Date(), _date)
 MOMENT = Reading(
-    "a date like 2026-01-31 or a moment like 2026-01-31T12:00:00Z",
-    lambda text, strict: moments.parsed(text),  # never an error: the check finds what is none
+    "a date like 2026-01-31 or a moment like 2026-01-31T12:00:00Z", pl.Datetime("us"), _moment
 )
 
 Readings = Mapping[str, Reading]

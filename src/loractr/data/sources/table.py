@@ -40,18 +40,17 @@ def open_source(config: DataConfig) -> Table:
     parts = open_parts(config.path, TextForm.of(config))
     kinds = _kinds(config.fields, parts)
     fields = [_spelt_out(item, kinds) for item in config.fields]
-    frame = parts.frame(
+    whole = parts.checked(
         numbers=number_columns(fields, config.divisions.values(), config.weight),
         labels=label_columns(label),
         times=_times(config),
         needed=_needed(config, fields, label),
     )
-    types = frame.collect_schema()
     return Table(
-        frame=frame,
+        frame=whole.frame,
         fields={
             name: Field(name=name, kind=kinds.get(name) or _kind(dtype))
-            for name, dtype in types.items()
+            for name, dtype in whole.types.items()
         },
         default_fields=(),
         divisions=(),
@@ -105,9 +104,10 @@ def scan(
         DataError: nothing there, without rows, unreadable, or the parts do not go together.
         MalformedLineError: a CSV line that cannot be read, with its number.
     """
-    return open_parts(path, form).frame(
+    whole = open_parts(path, form).checked(
         numbers=numbers, times=times, labels=labels, needed=needed, refuse_empty=refuse_empty
     )
+    return whole.frame
 
 
 def files(path: Path) -> list[Path]:
@@ -123,16 +123,18 @@ def kind_of(path: Path) -> str:
 def _kinds(items: Iterable[str | Field], parts: Parts) -> dict[str, Kind]:
     """The kinds of the columns of those fields that do not say theirs: by their options if these
     are of ids, else by the values."""
-    text = parts.text()
-    types = text.collect_schema()
+    types = parts.text.types
     silent = [Field(name=item) if isinstance(item, str) else item for item in items]
     silent = [field for field in silent if "kind" not in field.model_fields_set]
     silent = [field for field in silent if field.source_column in types]
     open_ones = {f.source_column: None for f in silent if not f.model_fields_set & _ONLY_OF_IDS}
-    kinds = decide_kinds(text, open_ones, parts.form)
+    kinds = decide_kinds(parts.text, open_ones, parts.form)
     numbers = [name for name, kind in kinds.items() if kind == "numerical"]
     if numbers:
-        log.info("numbers, as they have fractions and no `kind` is said: %s", some(numbers))
+        log.info(
+            "fields read as numbers, since they have fractions and say no `kind`: %s",
+            some(name[:40] for name in numbers),
+        )
     ids = {field.source_column for field in silent} - open_ones.keys()
     return kinds | {
         name: "sequence" if _kind(types[name]) == "sequence" else "categorical" for name in ids

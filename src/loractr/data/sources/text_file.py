@@ -15,7 +15,9 @@ from loractr.data.sources.text_form import STANDARD, TextForm
 from loractr.errors import DataError, MalformedLineError, repeated, some
 
 NOT_UTF_8 = "the text is not UTF-8"
-SAY_ENCODING = "say its `encoding:` in the data section, such as latin-1, gbk or utf-16."
+SAY_ENCODING = (
+    "save it in UTF-8, or say its `encoding:` in the data section, such as latin-1 or gbk."
+)
 SAY_QUOTE = 'correct that line; or say `quote: ""` in the data section, if no value is quoted.'
 _POLARS_UNPACKS = (None, "gzip", "zstd")
 
@@ -157,7 +159,7 @@ def _with_header(file: TextFile) -> TextFile:
             file.path, line, problem, fix="write the names of the columns there."
         )
     if twice := repeated(file.named):
-        problem = f"the header names {some(twice)} twice"
+        problem = f"the header names {some((name[:40] for name in twice), 5)} twice"
         fix = "rename columns in the header, so that each has a name of its own."
         raise MalformedLineError(file.path, line, problem, fix=fix)
     return file

@@ -1,9 +1,8 @@
 """The parts of a table as one: columns matched by name, types widened to hold all values."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -17,20 +16,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one file."""
+    """Rows of one file, or of all of them together."""
 
     path: Path
     frame: pl.LazyFrame
-
-    @cached_property
-    def types(self) -> dict[str, pl.DataType]:
-        """Column → type, in the order of the file."""
-        return dict(self.frame.collect_schema())
+    types: Mapping[str, pl.DataType]
+    """Column → type, in the order of the file."""
 
 
 def together(
     parts: Sequence[Part], needed: Collection[str] | None = None, *, tell: bool = True
-) -> pl.LazyFrame:
+) -> Part:
     """The rows of all parts, one part after the other.
 
     A column that a part lacks is null there. Text holds what is text in any part.
@@ -57,8 +53,12 @@ def together(
             log.warning("%s; it is left out", problem)
     partial = [name for name in types if any(name not in part.types for part in parts)]
     if partial and tell:
-        log.warning("missing where a file has no such column: %s", some(partial))
-    return pl.concat([_as(part, types) for part in parts])
+        log.warning(
+            "columns that some files lack, and that are missing there: %s",
+            some(name[:40] for name in partial),
+        )
+    frames = [_as(part, types) for part in parts]
+    return Part(parts[0].path, frames[0] if len(frames) == 1 else pl.concat(frames), types)
 
 
 def wider(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
@@ -120,6 +120,8 @@ def _common_types(parts: Sequence[Part]) -> tuple[dict[str, pl.DataType], Strays
         for name, kind in part.types.items():
             if name not in types:
                 types[name], first[name] = kind, part
+                continue
+            if kind is types[name]:
                 continue
             common = wider(types[name], kind)
             if common is None:

@@ -102,7 +102,9 @@ def _unknown_encoding(encoding: str | None) -> list[str]:
     if encoding is None:
         return []
     try:
-        b"".decode(encoding)
-    except LookupError:
+        b"a".decode(encoding)
+    except UnicodeError:  # there is such an encoding, of wider letters
+        return []
+    except (LookupError, ValueError):
         return [f"data.encoding: no encoding {encoding[:40]!r}; utf-8, latin-1 and gbk are some"]
     return []

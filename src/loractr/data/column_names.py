@@ -137,12 +137,12 @@ def is_score(name: str) -> bool:
 
 def is_time(name: str) -> bool:
     """Whether it names when something happened."""
-    return bool(words(name) & _TIMES) or _snake(name) in _TIME_NAMES
+    return is_date(name) or bool(words(name) & _TIMES) or _snake(name) in _TIME_NAMES
 
 
 def is_date(name: str) -> bool:
     """Whether it names when, and cannot mean an hour or a day of the week."""
-    return bool(words(name) & _DATES)
+    return bool(words(name) & _DATES) or words(name) == {"t"}
 
 
 def is_time_of_item(name: str) -> bool:

@@ -6,7 +6,7 @@ spellings. So a column is what nearly all of its values are, and what the others
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -22,11 +22,14 @@ VECTOR = (
     " numbers a column)"
 )
 """Why a list of fractions is no input."""
+DRESSED = "numbers with signs that no number has (write them as 1234.5)"
+"""Why `12 EUR` and `1,234.5` are none."""
 TIME_OF_DAY = "a time of day (its hour may be an input)"
 """Why a time without a date is none."""
 
 SEPARATORS = ("|", ";", ",", " ")
 _NEARLY = 0.9  # of the values must fit, for the others to be mistakes
+_SOME, _HARDLY = 2_000, 0.1  # different texts to look at first, and how many of them must fit
 _ENTRY = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^,\s"']+"""
 _WHOLE = r"^-?(?:0|[1-9]\d*)(?:\.0*)?$"
 _NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
@@ -35,8 +38,10 @@ _COMMA = r"^[+-]?\d+(?:,\d+)?$"
 _UNIT = r"(?:[€$£¥%]|EUR|USD|GBP|CNY|RMB)"
 _DRESSED = (
     rf"^(?:{_UNIT}\s*[+-]?\d[\d.,' ]*|[+-]?\d[\d.,' ]*\s*{_UNIT}"
-    r"|[+-]?\d{1,3}(?:,\d{3})+\.\d+|[+-]?\d{1,3}(?:\.\d{3})+,\d+)$"
+    r"|[+-]?\d{1,3}(?:,\d{3})+\.\d+|[+-]?\d{1,3}(?:\.\d{3})+,\d+"
+    r"|[+-]?\d{1,3}(?: \d{3})+[.,]\d+)$"
 )
+_THOUSANDS = r"^[+-]?\d{1,3}(?:,\d{3})*$"
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
 _UNREAD_TIMES = (
     r"\d{1,2}\.\d{1,2}\.\d{4}(?:\D|$)",  # 31.12.2026
@@ -49,6 +54,15 @@ _UNREAD_TIMES = (
 )
 _UNREAD_TIME = rf"^(?:{'|'.join(_UNREAD_TIMES)})"
 _OF_DAY = r"^\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?$"
+
+
+_UNREAD = {
+    _UNREAD_TIME: (
+        "dates in a form that is not read (write them as 2026-12-31 or 2026-12-31T23:59:00)"
+    ),
+    _OF_DAY: TIME_OF_DAY,
+    r"(?s)^(?:\{.*\}|\((?:.*,.*)?\)|\[\s*[\[{(].*\])$": "objects, sets or lists in lists",
+}
 
 
 @dataclass(frozen=True)
@@ -78,53 +92,106 @@ def read(texts: pl.Series, *, expects_number: bool) -> Written:
         expects_number: Whether the column's name says that a whole number in it is an amount or a
             moment; among whole numbers of another name, text is an id like any other.
     """
-    plain = texts.str.strip_chars()
-    is_gap = plain.is_in(list(MISSING_VALUES))
-    known = plain.set(is_gap, None)
-    gaps = counted(plain.filter(is_gap))
-    found = _scalar(known, gaps, expects_number) or _dressed(known, gaps)
-    return found or _listed(known, gaps) or Written("text", known, gaps)
+    column = _Texts(texts, expects_number)
+    return column.scalar() or column.unread() or column.listed() or column.written("text")
 
 
-def counted(values: pl.Series) -> Counts:
+def are_fractions(pieces: pl.Series) -> bool:
+    """Whether the pieces of lists are numbers, some of them no whole ones."""
+    fractions = pieces.str.contains(r"\.\d*[1-9]|[eE]-")
+    return len(pieces) > 0 and bool(pieces.str.contains(_NUMBER).all() and fractions.any())
+
+
+class _Texts:
+    """The texts (R,) of a column, and guesses about them: by a part of the different ones first,
+    by all of them where that part says yes."""
+
+    def __init__(self, texts: pl.Series, expects_number: bool) -> None:
+        plain = texts.str.strip_chars()
+        is_gap = plain.is_in(list(MISSING_VALUES))
+        self.known = plain.set(is_gap, None)
+        self.gaps = _counted(plain.filter(is_gap))
+        self.expects_number = expects_number
+        self.distinct = self.known.drop_nulls().unique(maintain_order=True)
+        self.some = self.distinct.head(_SOME)
+
+    def written(self, form: Form, values: pl.Series | None = None, **told: Any) -> Written:
+        """What was found."""
+        return Written(form, self.known if values is None else values, self.gaps, **told)
+
+    def scalar(self) -> Written | None:
+        """One truth value, number or time a row, if the texts are that."""
+        rows = len(self.known) - self.known.null_count()
+        nearly: list[Written] = []
+        for form, (kind, parse) in _FORMS.items():
+            if not rows or _fit(parse(self.some)) < _HARDLY:
+                continue
+            values = parse(self.known)
+            odd = self.known.filter(values.is_null() & self.known.is_not_null())
+            told = {"odd": _counted(odd), "decimal_comma": form == "comma"}
+            found = self.written(kind, values, **told)
+            if not len(odd):
+                return found
+            may_err = kind in ("number", "time") or (kind == "whole" and self.expects_number)
+            if may_err and rows - len(odd) >= _NEARLY * rows:
+                nearly.append(found)
+        for found in nearly:
+            whole = found.form == "number" and (found.values == found.values.floor()).all()
+            if not whole or self.expects_number:
+                return found
+        return None
+
+    def unread(self) -> Written | None:
+        """Numbers, times and lists in a form that is not read, if the texts are such."""
+        any_number = f"{_DRESSED}|{_NUMBER}|{_COMMA}"
+        dressed = self._share(_DRESSED) > 0.02 and self._share(any_number) >= _NEARLY
+        if dressed or (self.expects_number and self._share(_THOUSANDS) == 1):
+            return self.written("unfit", unfit=DRESSED)
+        for pattern, why in _UNREAD.items():
+            if self._share(pattern) >= _NEARLY:
+                return self.written("unfit", unfit=why)
+        return None
+
+    def listed(self) -> Written | None:
+        """Several ids a row, if the texts are lists; a vector is no input."""
+        if self._share(r"(?s)^\[.*\]$") >= _NEARLY:
+            vector = are_fractions(_pieces(self.some, None))
+            return self.written("unfit", unfit=VECTOR) if vector else self.written("list")
+        for separator in SEPARATORS:
+            if self._share(rf"\S[{separator}]") <= 0.2:
+                continue
+            if are_fractions(_pieces(self.some, separator)):
+                return self.written("unfit", unfit=VECTOR)
+            pieces = _pieces(self.distinct, separator)
+            numbered = separator != " " or pieces.str.contains(r"\d").all()  # else words of a text
+            if numbered and pieces.n_unique() < len(self.distinct):
+                return self.written("list", separator=separator)
+        return None
+
+    def _share(self, pattern: str) -> float:
+        """Share of some of the different texts that match."""
+        return _fit(self.some.str.contains(pattern).replace(False, None))
+
+
+def _fit(values: pl.Series) -> float:
+    """Share of the values that are not null."""
+    return 1 - values.null_count() / len(values) if len(values) else 0.0
+
+
+def _counted(values: pl.Series) -> Counts:
     """How often each of the values is there, the most frequent first."""
     counts = values.rename("value").drop_nulls().value_counts(sort=True)
     return dict(counts.rows())
 
 
-def pieces(known: pl.Series, separator: str | None) -> pl.Series:
+def _pieces(known: pl.Series, separator: str | None) -> pl.Series:
     """The ids of lists as text, in brackets where there is no separator, one after the other."""
     if separator is not None:
         parts = known.str.split(separator).explode().str.strip_chars()
     else:
-        inner = known.str.strip_chars().str.strip_prefix("[").str.strip_suffix("]")
+        inner = known.str.strip_prefix("[").str.strip_suffix("]")
         parts = inner.str.extract_all(_ENTRY).explode().str.strip_chars("\"'")
     return parts.filter(parts != "")
-
-
-def _scalar(known: pl.Series, gaps: Counts, expects_number: bool) -> Written | None:
-    """One truth value, number or time a row, if the texts are that."""
-    rows = len(known) - known.null_count()
-    if not rows:
-        return None
-    nearly: list[Written] = []
-    for form, parse in _FORMS.items():
-        values = parse(known)
-        odd = known.filter(values.is_null() & known.is_not_null())
-        read = Written(form, values, gaps, counted(odd))
-        if not len(odd):
-            return read
-        may_err = form in ("number", "time") or (form == "whole" and expects_number)
-        if may_err and rows - len(odd) >= _NEARLY * rows:
-            nearly.append(read)
-    comma = _with_comma(known)
-    if comma is not None:
-        return Written("number", comma, gaps, decimal_comma=True)
-    for read in nearly:
-        whole = read.form == "number" and (read.values == read.values.floor()).all()
-        if not whole or expects_number:
-            return read
-    return None
 
 
 def _booleans(known: pl.Series) -> pl.Series:
@@ -135,87 +202,45 @@ def _booleans(known: pl.Series) -> pl.Series:
 
 def _wholes(known: pl.Series) -> pl.Series:
     """Whole numbers, as floats write them too; of more than 64 bits where one of them has more."""
-    if known.str.contains(_PADDED).any():
-        return pl.Series(known.name, [None], dtype=pl.Int64).new_from_index(0, len(known))
-    digits = known.set(~known.str.contains(_WHOLE), None).str.replace(r"\.0*$", "")
+    digits = _matching(known, _WHOLE).str.replace(r"\.0*$", "")
     values = digits.cast(pl.Int64, strict=False)
     same = values.null_count() == digits.null_count()
     return values if same else digits.cast(pl.Int128, strict=False)
 
 
 def _numbers(known: pl.Series) -> pl.Series:
-    if known.str.contains(_PADDED).any():
-        return pl.Series(known.name, [None], dtype=pl.Float64).new_from_index(0, len(known))
-    return known.set(~known.str.contains(_NUMBER), None).cast(pl.Float64, strict=False)
+    return _matching(known, _NUMBER).cast(pl.Float64, strict=False)
+
+
+def _numbers_with_comma(known: pl.Series) -> pl.Series:
+    """None of them where the texts may as well be lists of two ids."""
+    numbers = _matching(known, _COMMA)
+    texts = numbers.drop_nulls()
+    has_comma = _fit(_matching(texts, ","))
+    cents = has_comma > 0.8 and texts.str.contains(r"^[^,]*(?:,\d{1,2})?$").all()
+    zeros = has_comma >= 0.5 and texts.str.contains(r",0\d|^0,").any()
+    if texts.str.contains(_THOUSANDS).all() or not (cents or zeros):
+        numbers = _matching(known, r"[^\s\S]")  # nothing
+    return numbers.str.replace(",", ".", literal=True).cast(pl.Float64)
 
 
 def _times(known: pl.Series) -> pl.Series:
     return pl.select(moments.parsed(pl.lit(known))).to_series().alias(known.name)
 
 
-_FORMS: dict[Form, Callable[[pl.Series], pl.Series]] = {
-    "boolean": _booleans,
-    "whole": _wholes,
-    "number": _numbers,
-    "time": _times,
+def _matching(known: pl.Series, pattern: str) -> pl.Series:
+    """The texts that match, null for the others; none match where one is a name of digits."""
+    matches = known.str.contains(pattern)
+    if pattern in (_WHOLE, _NUMBER) and known.str.contains(_PADDED).any():
+        matches = matches & False
+    return known.set(~matches, None)
+
+
+_FORMS: dict[str, tuple[Form, Callable[[pl.Series], pl.Series]]] = {
+    "boolean": ("boolean", _booleans),
+    "whole": ("whole", _wholes),
+    "number": ("number", _numbers),
+    "time": ("time", _times),
+    "comma": ("number", _numbers_with_comma),
 }
-
-
-def _with_comma(known: pl.Series) -> pl.Series | None:
-    """Numbers with a decimal comma; None where the texts may as well be lists of two ids."""
-    if _share(known, _COMMA) != 1:
-        return None
-    has_comma = _share(known, ",")
-    cents = _share(known, r"^[^,]*(?:,\d{1,2})?$") == 1 and has_comma > 0.8
-    if has_comma < 0.5 or not (cents or known.str.contains(r",0\d|^0,").any()):
-        return None
-    return known.str.replace(",", ".", literal=True).cast(pl.Float64)
-
-
-def _dressed(known: pl.Series, gaps: Counts) -> Written | None:
-    """Numbers and times in a form that is not read, if the texts are such."""
-    dressed = _share(known, _DRESSED)
-    if dressed > 0.02 and _share(known, f"{_DRESSED}|{_NUMBER}|{_COMMA}") >= _NEARLY:
-        why = "numbers with signs that no number has (write them as 1234.5)"
-    elif _share(known, _UNREAD_TIME) >= _NEARLY:
-        why = "dates in a form that is not read (write them as 2026-12-31 or 2026-12-31T23:59:00)"
-    elif _share(known, _OF_DAY) >= _NEARLY:
-        why = TIME_OF_DAY
-    elif _share(known, r"(?s)^(?:\{.*\}|\((?:.*,.*)?\)|\[\s*[\[{(].*\])$") >= _NEARLY:
-        why = "objects, sets or lists in lists"
-    else:
-        return None
-    return Written("unfit", known, gaps, unfit=why)
-
-
-def _listed(known: pl.Series, gaps: Counts) -> Written | None:
-    """Several ids a row, if the texts are lists; a vector is no input."""
-    if _share(known, r"(?s)^\[.*\]$") >= _NEARLY:
-        return _list(known, gaps, None)
-    for separator in SEPARATORS:
-        if not _share(known, rf"\S[{separator}]") > 0.2:
-            continue
-        found = pieces(known, separator)
-        if are_fractions(found):
-            return _list(known, gaps, separator)
-        numbered = separator != " " or found.str.contains(r"\d").all()  # else words of a text
-        if numbered and found.n_unique() < known.drop_nulls().n_unique():
-            return _list(known, gaps, separator)
-    return None
-
-
-def _list(known: pl.Series, gaps: Counts, separator: str | None) -> Written:
-    if are_fractions(pieces(known, separator)):
-        return Written("unfit", known, gaps, unfit=VECTOR)
-    return Written("list", known, gaps, separator=separator)
-
-
-def are_fractions(found: pl.Series) -> bool:
-    """Whether the pieces of lists are numbers, some of them no whole ones."""
-    fractions = found.str.contains(r"\.\d*[1-9]|[eE]-")
-    return len(found) > 0 and bool(found.str.contains(_NUMBER).all() and fractions.any())
-
-
-def _share(known: pl.Series, pattern: str) -> float:
-    """Share of the known texts that match."""
-    return known.drop_nulls().str.contains(pattern).mean() or 0.0  # type: ignore[return-value]
+"""Name of a form → what its values are, and how they are read: null where a text has another."""

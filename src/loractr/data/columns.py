@@ -35,7 +35,7 @@ class Column:
     values: pl.Series
     """Its values (R,), parsed where a file has them as text."""
     distinct: int
-    """Number of different values, missing left out; of a list, of different ids."""
+    """Number of different values, missing left out."""
     missing: int
     """Number of missing values."""
     low: float = 0.0
@@ -131,8 +131,6 @@ class Column:
     @property
     def is_constant(self) -> bool:
         """Whether it says the same in every row; a missing id says something, a number does not."""
-        if self.type == "list":
-            return not self.distinct
         gaps = self.missing > 0 and self.type != "number"
         return self.distinct + gaps <= 1
 
@@ -193,8 +191,7 @@ def _of_text(name: str, written: Written) -> Column:
         return _unfit(name, values, written.unfit, told)
     if written.form == "list":
         told |= {"separator": written.separator}
-        distinct = column_texts.pieces(values.drop_nulls(), written.separator).n_unique()
-        return _of(name, values, "list", told, distinct=distinct)
+        return _of(name, values, "list", told)
     if written.form in ("time", "text"):
         return _of(name, values, "time" if written.form == "time" else "text", told)
     told |= {"decimal_comma": written.decimal_comma, "is_boolean": written.form == "boolean"}
@@ -214,7 +211,7 @@ def _of_lists(name: str, values: pl.Series) -> Column:
         inner = inner.filter(inner.is_finite())
         if (inner != inner.floor()).any():
             return _unfit(name, values, VECTOR)
-    return _of(name, values, "list", distinct=inner.n_unique())
+    return _of(name, values, "list")
 
 
 def _of_numbers(name: str, values: pl.Series, told: Told) -> Column:

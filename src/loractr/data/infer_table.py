@@ -26,7 +26,7 @@ SAMPLE_ROWS = 200_000
 """Rows, from the start of the data, that guesses are made from."""
 
 _MOST_DIVISIONS = 3
-_LEAST_MOMENTS = 50
+_LEAST_MOMENTS, _LEAST_STRATIFIED = 50, 100
 _MOST_NAMES = 20
 _FEW_POSITIVES, _HARDLY_ANY = 100, 20
 _LABEL_NAMES = (*column_names.LABELS, *column_names.RATINGS)
@@ -267,7 +267,8 @@ class TableGuess:
                 f"If one of these says when, `split: {{kind: temporal, column: …, fractions:"
                 f" [0.8, 0.1, 0.1]}}` is better: {_listed(steps)}."
             )
-        kind = "stratified" if has_domains else "random"
+        many = not self.is_whole or self.rows >= _LEAST_STRATIFIED
+        kind = "stratified" if has_domains and many else "random"
         return {"kind": kind, "fractions": list(_FRACTIONS), "seed": 123}
 
     def _why_not_by_time(self, best: Column | None) -> str:

@@ -20,13 +20,16 @@ REAL_DATA = Path(
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared data sets and kernels of the tests are kept apart from the user's: without
-    LORACTR_KERNELS=native there are no compiled ones but where `kernels` is asked for."""
+    LORACTR_KERNELS=native none are used, also none of the user's, but where `kernels` is asked
+    for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORACTR_CACHE", str(tmp_path_factory.mktemp("cache")))
         if os.environ.get("LORACTR_KERNELS") == "native":
             from loractr import native
 
             native.build()
+        else:
+            patch.setenv("LORACTR_KERNELS", "torch")
         yield
 
 

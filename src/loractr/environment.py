@@ -55,9 +55,15 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where prepared data and compiled kernels are kept: $LORACTR_CACHE, else ~/.cache/loractr."""
+    """Where prepared data and compiled kernels are kept: $LORACTR_CACHE, else the folder that is
+    used without it."""
     place = os.environ.get("LORACTR_CACHE")
-    return Path(place) if place else Path.home() / ".cache" / "loractr"
+    return Path(place) if place else usual_cache_folder()
+
+
+def usual_cache_folder() -> Path:
+    """~/.cache/loractr."""
+    return Path.home() / ".cache" / "loractr"
 
 
 def _processor() -> str:

@@ -22,8 +22,9 @@ from loractr.native.library import SIGNATURES, by_default
 
 @pytest.fixture
 def nothing_built(tmp_path, monkeypatch):
-    """An empty cache folder, and nothing known of another."""
+    """Empty cache folders, and nothing known of others."""
     monkeypatch.setenv("LORACTR_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LORACTR_KERNELS", raising=False)
     by_default.cache_clear()
     yield tmp_path
@@ -38,6 +39,38 @@ def test_without_compiled_kernels_there_is_one_line_in_the_log_and_no_error(capl
     assert [record.getMessage() for record in caplog.records] == [
         "no compiled kernels here (`loractr kernels build` makes them): torch's are used"
     ]
+
+
+def test_the_line_comes_once_on_a_machine_and_where_no_marker_can_be_left_once_in_a_process(
+    nothing_built, caplog, monkeypatch
+):
+    def heard(level):
+        by_default.cache_clear()
+        caplog.clear()
+        with caplog.at_level(level, "loractr"):
+            assert native.library() is None
+            assert native.library() is None
+        return len(caplog.records)
+
+    levels = (logging.WARNING, logging.INFO, logging.INFO)
+    assert [heard(level) for level in levels] == [0, 1, 0]  # what nobody heard was not said
+    (nothing_built / "file").touch()
+    monkeypatch.setenv("LORACTR_CACHE", str(nothing_built / "file"))
+    assert [heard(logging.INFO) for _ in range(2)] == [1, 1]
+
+
+def test_another_cache_folder_for_data_does_not_hide_the_kernels(
+    nothing_built, compiled, monkeypatch
+):
+    usual = nothing_built / "home" / ".cache" / "loractr" / "native"
+    shutil.copytree(compiled / "native", usual)
+    assert native.library().path.parent == usual
+    assert str(usual) in CliRunner().invoke(app, ["kernels", "status"]).output
+    own = nothing_built / "native"
+    assert compiling.build_target().parent == own  # which comes first once it is there
+    shutil.copytree(compiled / "native", own)
+    by_default.cache_clear()
+    assert native.library().path.parent == own
 
 
 @pytest.mark.usefixtures("nothing_built")

@@ -11,7 +11,7 @@ torch's operations do the work.
 
 from pathlib import Path
 
-from loractr.native.compiling import COMPILERS, compile_into, place
+from loractr.native.compiling import COMPILERS, build_target, compile_into
 from loractr.native.library import Choice, Library, by_default, chosen, library, library_for, use
 
 __all__ = ["COMPILERS", "Choice", "Library", "build", "chosen", "library", "library_for", "use"]
@@ -27,7 +27,7 @@ def build() -> Path:
         UsageError: there is no compiler, it cannot compile the kernels, or the cache folder cannot
             be written.
     """
-    path = place()
+    path = build_target()
     compile_into(path)
     by_default.cache_clear()
     return path

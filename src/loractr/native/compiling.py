@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from loractr.environment import cache_folder
+from loractr.environment import cache_folder, usual_cache_folder
 from loractr.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,17 @@ INSTRUCTIONS = re.compile(r"(avx|amx|s?sse|fma|f16c|bmi|abm|popcnt|movbe|asimd|s
 
 
 def place() -> Path:
-    """The file of the library for these sources and this processor, built or not."""
+    """The file of the library for these sources and this processor: the built one, be it in
+    $LORACTR_CACHE or where it is without that variable; else the one that would be built."""
+    target = build_target()
+    usual = usual_cache_folder() / target.relative_to(cache_folder())
+    if not os.path.exists(target) and os.path.exists(usual):  # Path.exists may not look everywhere
+        return usual
+    return target
+
+
+def build_target() -> Path:
+    """The file that is written when the kernels are built."""
     digest = hashlib.sha256()
     for file in (*SOURCES, *HEADERS):
         digest.update(file.read_bytes())

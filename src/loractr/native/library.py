@@ -185,7 +185,7 @@ def by_default() -> Library | None:
         return _insisted()
     path = place()
     if not path.exists():
-        log.info("no compiled kernels here (`loractr kernels build` makes them): torch's are used")
+        _say_once(path.with_suffix(".missing"))
         return None
     try:
         return _opened(path)
@@ -196,6 +196,20 @@ def by_default() -> Library | None:
             error,
         )
         return None
+
+
+def _say_once(marker: Path) -> None:
+    """That there are none: once on a machine, or, where no marker can be left, in a process."""
+    if not log.isEnabledFor(logging.INFO):
+        return  # nobody would hear it
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    except OSError:
+        pass
+    log.info("no compiled kernels here (`loractr kernels build` makes them): torch's are used")
 
 
 def _insisted() -> Library:

@@ -236,9 +236,9 @@ CUT_SHORT = gzip.compress(b"user,price,label\n" + b"1,2,3\n" * 999, mtime=0)[:-9
         ("log.csv.gz", CUT_SHORT, "cannot be"),
         ("log.parquet", b"", "is empty"),
         ("log.parquet", b"PAR1 no more than that PAR1", "cannot be read as Parquet"),
-        ("log.json", b'{"user": 1}', "is no Parquet or CSV file: it is JSON"),
+        ("log.json", b'{"user": 1}', "holds no Parquet or CSV file: it is JSON"),
         ("log.xlsx", b"PK\x03\x04", "it is a zip archive, as Excel's"),
-        ("log.dat", b"one word a line\n", "is there, but it is no Parquet file, and no CSV file"),
+        ("log.dat", b"one word a line\n", "is there, but holds no Parquet or CSV file"),
         ("log.csv", b"u\0s\0e\0r\0", "full of NUL bytes"),
     ],
 )

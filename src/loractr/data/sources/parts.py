@@ -145,9 +145,9 @@ def _opened(content: Content, form: TextForm) -> TextFile | Part:
     if not name:
         if len(file.columns) == 1:
             raise DataError(
-                f"{path} is there, but it is no Parquet file, and no CSV file with a header and"
-                " several columns.",
-                fix=f"the endings read are {READ}.",
+                f"{path} is there, but holds no Parquet or CSV file: it has no header with several"
+                " columns.",
+                fix=f"name another file; the endings read are {READ}.",
             )
         log.info("%s: read as CSV", path)
     return file

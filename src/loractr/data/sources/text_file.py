@@ -125,7 +125,7 @@ def _refuse_other(content: Content, form: TextForm) -> None:
         raise DataError(f"{content.path} is empty.", fix="name a file that has a header and rows.")
     if content.foreign:
         raise DataError(
-            f"{content.path} is no Parquet or CSV file: it is {content.foreign}.",
+            f"{content.path} holds no Parquet or CSV file: it is {content.foreign}.",
             fix="save its table as .csv or .parquet.",
         )
     if content.has_nulls and not (form.encoding or content.marked_encoding):

@@ -233,3 +233,21 @@ def test_the_kind_of_a_field_is_what_its_values_are(values, kind):
 )
 def test_the_separator_is_the_one_that_fits_the_first_lines(beginning, separator):
     assert STANDARD.find_separator(beginning) == separator
+
+
+def test_names_that_look_like_patterns_are_names(tmp_path):
+    odd = "^p.*$"
+    pl.DataFrame({odd: ["1.5"], "price": ["x"], "*": ["2026-03-01"]}).write_csv(tmp_path / "a.csv")
+    pl.DataFrame({"price": ["y"], odd: ["2"]}).write_csv(tmp_path / "b.csv")
+    frame = table.scan(tmp_path, numbers=[odd], times=["*"]).collect()
+    assert frame.rows() == [(1.5, "x", date(2026, 3, 1)), (2.0, "y", None)]
+
+
+def test_a_wide_table_is_read_by_name(tmp_path):
+    columns = [f"column_{place}" for place in range(20_000)]
+    text = "\n".join([",".join(columns), ",".join("1" for _ in columns)])
+    for name in ("a.csv", "b.csv"):
+        write(tmp_path / name, text)
+    frame = table.scan(tmp_path, numbers=columns[-3:])
+    last = frame.select(columns[-4:]).collect()
+    assert last.rows() == [("1", 1, 1, 1)] * 2

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from loractr.data.sources.readings import NUMBER, WHOLE, Reading, unread
+from loractr.data.sources.readings import DATE, MOMENT, NUMBER, WHOLE, Reading, unread
 from loractr.data.sources.text_file import (
     NOT_UTF_8,
     SAY_ENCODING,
@@ -69,16 +69,22 @@ def _raise_first_unreadable(
 def _advice(value: str, reading: Reading, form: TextForm) -> str | None:
     """What to do about a value that cannot be read."""
     value = value.strip()
+    if form == STANDARD:  # a file of a known data set
+        return None
     if reading in (NUMBER, WHOLE) and re.fullmatch(r"[+-]?\d+,\d+", value):
-        return 'if the comma is the decimal mark, say `decimal: ","` in the data section.'
+        return (
+            'if the comma is the decimal mark, say `decimal: ","` in the data section; write'
+            " thousands without a mark."
+        )
     if form.decimal == "," and "." in value:
         return (
             'with `decimal: ","` no number may hold a point: leave that setting out, or write'
             " thousands without a mark."
         )
-    if form == STANDARD:  # a file of a known data set
-        return None
+    first = "correct or remove that line"
+    if reading in (DATE, MOMENT):
+        first = "write dates with the year first, as 2026-01-31"
     return (
-        f"correct or remove that line; or, if {value[:40]!r} stands for a missing value, list it in"
-        " `missing_values` in the data section."
+        f"{first}; or, if {value[:40]!r} stands for a missing value, list it in `missing_values` in"
+        " the data section."
     )

@@ -27,9 +27,7 @@ IdType = Literal["integer", "boolean", "time", "text"]
 class Record(BaseModel):
     """Base of every piece of configuration: immutable, and a misspelt key is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Field(Record):

@@ -5,6 +5,7 @@ Exit status: 0 on success, 2 on bad usage or configuration, 1 on any other failu
 """
 
 import errno
+import gc
 import os
 import sys
 from importlib.metadata import version
@@ -86,6 +87,7 @@ def main() -> None:
         app(prog_name="loractr")
     finally:
         _flush()
+        gc.freeze()  # a last search for garbage among all of torch's objects takes a second
 
 
 def _flush() -> None:

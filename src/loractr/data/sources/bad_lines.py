@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from loractr.data.sources.readings import DATE, MOMENT, NUMBER, WHOLE, Reading, unread
+from loractr.data.sources.readings import DATE, MOMENT, NUMBER, WHOLE, Reading, known, unread
 from loractr.data.sources.text_file import (
     NOT_UTF_8,
     SAY_ENCODING,
@@ -52,12 +52,13 @@ def _raise_first_unreadable(
     file: TextFile, records: Mapping[int, list[str]], readings: Mapping[str, Reading]
 ) -> None:
     places = {name: place for place, name in enumerate(file.columns)}
-    lines = list(records)
+    lines, rows = list(records), list(records.values())
     problems: list[tuple[int, str, Reading, str]] = []
     for name, reading in readings.items():
-        values = [record[places[name]] if record else "" for record in records.values()]
-        written = pl.DataFrame({name: pl.Series(values, dtype=pl.String)})
-        bad = written.select(unread(name, reading, file.form)).to_series().arg_true()
+        values = [row[places[name]] if row else "" for row in rows]
+        written = pl.LazyFrame({name: pl.Series(values, dtype=pl.String)})
+        asked = known(written, [name], file.form).select(unread(name, reading))
+        bad = asked.collect().to_series().arg_true()
         if len(bad):
             problems.append((lines[bad[0]], name, reading, values[bad[0]]))
     if problems:

@@ -14,7 +14,7 @@ from polars import selectors as cs
 
 from loractr.data.sources.bad_lines import raise_first_bad_line
 from loractr.data.sources.content import unpacked, unreadable
-from loractr.data.sources.readings import Readings, read, unread
+from loractr.data.sources.readings import Readings, known, read, unread
 from loractr.data.sources.text_file import TextFile, opened
 from loractr.data.sources.text_form import STANDARD, TextForm
 from loractr.errors import DataError, some
@@ -81,8 +81,7 @@ def checked(file: TextFile, readings: Readings) -> tuple[pl.LazyFrame, int]:
             f"{file.path} cannot be read: its lines do not all end in the same way.",
             fix="write it with one kind of line end, \\n or \\r\\n.",
         )
-    values = (read(name, reading, file.form, strict=True) for name, reading in readings.items())
-    return text(good).with_columns(values), rows
+    return read(text(good), readings, file.form), rows
 
 
 def _rows(file: TextFile, readings: Readings) -> int | None:
@@ -127,9 +126,9 @@ def _well_shaped_rows(file: TextFile) -> int:
 
 def _readable_rows(file: TextFile, readings: Readings) -> int:
     """Number of rows that Polars finds. Raises PolarsError when it cannot read a value."""
-    bad = [unread(name, reading, file.form).sum() for name, reading in readings.items()]
+    bad = [unread(name, reading).sum() for name, reading in readings.items()]
     last = pl.last().null_count().alias("last")  # with a column, the encoding is checked
-    counts = text(file).select(
+    counts = known(text(file), readings, file.form).select(
         pl.len().alias("rows"),
         last,
         pl.sum_horizontal(pl.lit(0), *bad).alias("bad"),

@@ -5,64 +5,83 @@ numerical     numbers, at least one of them with a fraction
 categorical   everything else: whole numbers (also those that a gap made float), text, times
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import polars as pl
 from polars import selectors as cs
 
-from loractr.data.sources.readings import COMMA_NUMBER, NUMBER
+from loractr.data.sources.readings import COMMA_NUMBER, NUMBER, WHOLE, Reading, known, unread
 from loractr.data.sources.text_form import TextForm
 from loractr.data.sources.union import Part
 from loractr.schema import Kind
 
+_SAMPLE = 10_000
 _LIST = r"(?s)^\[.*\]$"
 
 
 def decide_kinds(rows: Part, columns: Iterable[str], form: TextForm) -> dict[str, Kind]:
-    """The kind of each of the named columns of `rows`, by one pass over those whose type does not
+    """The kind of each of the named columns of `rows`, by passes over those whose type does not
     say it. Columns that cannot be read are categorical."""
-    types, columns = rows.types, list(columns)
-    kinds: dict[str, Kind] = {}
-    open_questions: list[pl.Expr] = []
-    for place, name in enumerate(columns):
-        kinds[name] = "sequence" if isinstance(types[name], pl.List | pl.Array) else "categorical"
-        open_questions += _questions(name, types[name], str(place), form)
-    answers = _answered(rows.frame, open_questions)
-    for place, name in enumerate(columns):
-        if answers.get(f"number {place}"):
-            kinds[name] = "numerical"
-        elif answers.get(f"list {place}"):
-            kinds[name] = "sequence"
-    return kinds
+    kinds: dict[str, Kind] = dict.fromkeys(columns, "categorical")
+    types = {name: rows.types[name] for name in kinds}
+    lists = [name for name, kind in types.items() if isinstance(kind, pl.List | pl.Array)]
+    fractions = [
+        name for name, kind in types.items() if kind.is_float() or isinstance(kind, pl.Decimal)
+    ]
+    numbers = _where(rows.frame, fractions, _has_fraction)
+    texts = [
+        name
+        for name, kind in types.items()
+        if isinstance(kind, pl.String | pl.Categorical | pl.Enum)
+    ]
+    text = known(rows.frame.select(cs.by_name(texts).cast(pl.String)), texts, form)
+    numbers += _numbers(text, texts, COMMA_NUMBER if form.decimal == "," else NUMBER)
+    lists += _lists(text, texts)
+    return kinds | dict.fromkeys(numbers, "numerical") | dict.fromkeys(lists, "sequence")
 
 
-def _questions(name: str, kind: pl.DataType, place: str, form: TextForm) -> list[pl.Expr]:
-    """`number <place>`, and of text `list <place>`: whether the column is one."""
-    column = cs.by_name(name).as_expr()
-    if kind.is_float() or isinstance(kind, pl.Decimal):
-        number = column.cast(pl.Float64)
-        return [_has_fraction(number).alias(f"number {place}")]
-    if not isinstance(kind, pl.String | pl.Categorical | pl.Enum):
+def _numbers(text: pl.LazyFrame, names: list[str], reading: Reading) -> list[str]:
+    """The columns that hold numbers, at least one with a fraction. The first rows rule out names,
+    the cheaper question whole numbers."""
+
+    def number(name: str) -> pl.Expr:
+        return reading.parse(cs.by_name(name).as_expr(), False)
+
+    def are_numbers(name: str) -> pl.Expr:
+        return ~(unread(name, reading) | number(name).is_infinite().fill_null(False)).any()
+
+    names = _where(text.head(_SAMPLE), names, are_numbers)
+    names = _where(text, names, lambda name: unread(name, WHOLE).any())
+    return _where(text, names, lambda name: are_numbers(name) & _is_fraction(number(name)).any())
+
+
+def _lists(text: pl.LazyFrame, names: list[str]) -> list[str]:
+    """The columns that hold lists in brackets."""
+
+    def are_lists(name: str) -> pl.Expr:
+        column = cs.by_name(name).as_expr()
+        return column.str.contains(_LIST).all() & column.is_not_null().any()
+
+    names = _where(text.head(_SAMPLE), names, are_lists)
+    return _where(text, names, are_lists)
+
+
+def _has_fraction(name: str) -> pl.Expr:
+    return _is_fraction(cs.by_name(name).cast(pl.Float64)).any()
+
+
+def _is_fraction(number: pl.Expr) -> pl.Expr:
+    return (number != number.floor()) & number.is_finite()
+
+
+def _where(frame: pl.LazyFrame, names: list[str], question: Callable[[str], pl.Expr]) -> list[str]:
+    """The columns of which `question` is true; none when there are bad lines: reading will name
+    the first."""
+    if not names:
         return []
-    known = form.known(column.cast(pl.String))
-    reading = COMMA_NUMBER if form.decimal == "," else NUMBER
-    number = reading.parse(known, False)
-    is_number = (number.is_finite() | known.is_null()).fill_null(False).all() & _has_fraction(
-        number
-    )
-    is_list = known.str.contains(_LIST).all() & known.is_not_null().any()
-    return [is_number.alias(f"number {place}"), is_list.alias(f"list {place}")]
-
-
-def _has_fraction(number: pl.Expr) -> pl.Expr:
-    return ((number != number.floor()) & number.is_finite()).any()
-
-
-def _answered(frame: pl.LazyFrame, questions: list[pl.Expr]) -> dict[str, Any]:
-    if not questions:
-        return {}
+    asked = [question(name).alias(str(place)) for place, name in enumerate(names)]
     try:
-        return frame.select(questions).collect(engine="streaming").row(0, named=True)
-    except (pl.exceptions.PolarsError, OSError):  # bad lines: reading will name the first
-        return {}
+        answers = frame.select(asked).collect(engine="streaming").row(0)
+    except (pl.exceptions.PolarsError, OSError):
+        return []
+    return [name for name, answer in zip(names, answers, strict=True) if answer]

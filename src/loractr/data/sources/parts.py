@@ -12,7 +12,7 @@ import polars as pl
 from loractr.data.sources import copies, delimited
 from loractr.data.sources.content import Content, look
 from loractr.data.sources.files import PARQUET, READ, Found, ending, find
-from loractr.data.sources.readings import Readings, decide, read, unread
+from loractr.data.sources.readings import Readings, decide, known, read, unread
 from loractr.data.sources.text_file import TextFile, is_utf_8, opened
 from loractr.data.sources.text_form import TextForm
 from loractr.data.sources.union import Part, together
@@ -89,15 +89,15 @@ class Parts:
     def _keyed(self, part: Part, found: Found, readings: Readings) -> Part:
         """The rows of a file with what its path says, where the file itself does not say it."""
         keys = {name: value for name, value in found.keys.items() if name not in part.types}
-        values = pl.DataFrame({name: [value] for name, value in keys.items()}).cast(pl.String)
-        for name in keys.keys() & readings.keys():
-            if values.select(unread(name, readings[name], self.form)).item():
+        wanted = {name: readings[name] for name in keys if name in readings}
+        text = pl.LazyFrame({name: [value] for name, value in keys.items()}).cast(pl.String)
+        for name, reading in wanted.items():
+            if known(text, [name], self.form).select(unread(name, reading)).collect().item():
                 raise DataError(
-                    f"{found.path}: {name} must be {readings[name].what}, not"
-                    f" {str(keys[name])[:40]!r}.",
+                    f"{found.path}: {name} must be {reading.what}, not {str(keys[name])[:40]!r}.",
                     fix="rename that folder, or name those that belong together by a pattern.",
                 )
-            values = values.with_columns(read(name, readings[name], self.form, strict=True))
+        values = read(text, wanted, self.form).collect()
         literals = [pl.lit(value.item(), dtype=value.dtype).alias(value.name) for value in values]
         types = {**part.types, **values.schema}
         return Part(part.path, part.frame.with_columns(literals), types) if keys else part

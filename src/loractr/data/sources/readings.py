@@ -3,7 +3,7 @@
 Which of them is decided from all values of the column, in one pass.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +26,21 @@ class Reading:
     """(text, strict) → values; what cannot be read is an error, or null when not strict."""
 
 
-_TRUTH = {"True": "1", "False": "0", "true": "1", "false": "0", "TRUE": "1", "FALSE": "0"}
+_TRUE, _FALSE = ("True", "true", "TRUE"), ("False", "false", "FALSE")
+
+
+def _digits(text: pl.Expr) -> pl.Expr:
+    """True and false as 1 and 0, as pandas, Spark, R and spreadsheets write them."""
+    truth = pl.when(text.is_in(_TRUE)).then(pl.lit("1")).when(text.is_in(_FALSE))
+    return truth.then(pl.lit("0")).otherwise(text)
 
 
 def _whole(text: pl.Expr, strict: bool) -> pl.Expr:
-    return text.replace(_TRUTH).cast(pl.Int64, strict=strict)
+    return _digits(text).cast(pl.Int64, strict=strict)
 
 
 def _number(text: pl.Expr, strict: bool) -> pl.Expr:
-    return text.replace(_TRUTH).cast(pl.Float64, strict=strict)
+    return _digits(text).cast(pl.Float64, strict=strict)
 
 
 def _comma_number(text: pl.Expr, strict: bool) -> pl.Expr:
@@ -63,15 +69,23 @@ Readings = Mapping[str, Reading]
 """Column → how it is read; columns that are not named stay text."""
 
 
-def read(name: str, reading: Reading, form: TextForm, *, strict: bool) -> pl.Expr:
-    """The values of the text column `name`; null where one is missing."""
-    return reading.parse(form.known(cs.by_name(name)), strict)
+def known(text: pl.LazyFrame, names: Iterable[str], form: TextForm) -> pl.LazyFrame:
+    """`text` with the named columns as `TextForm.known` makes them."""
+    return text.with_columns(form.known(cs.by_name(name)) for name in names)
 
 
-def unread(name: str, reading: Reading, form: TextForm) -> pl.Expr:
-    """Which values of the text column `name` are there and cannot be read."""
-    known = form.known(cs.by_name(name))
-    return known.is_not_null() & reading.parse(known, False).is_null()
+def read(text: pl.LazyFrame, readings: Readings, form: TextForm) -> pl.LazyFrame:
+    """`text` with the values of its columns in `readings`; one that cannot be read is an error."""
+    return known(text, readings, form).with_columns(
+        reading.parse(cs.by_name(name).as_expr(), True).alias(name)
+        for name, reading in readings.items()
+    )
+
+
+def unread(name: str, reading: Reading) -> pl.Expr:
+    """Which values of a column of `known` are there and cannot be read."""
+    text = cs.by_name(name).as_expr()
+    return text.is_not_null() & reading.parse(text, False).is_null()
 
 
 def decide(
@@ -94,35 +108,38 @@ def decide(
     """
     number = COMMA_NUMBER if form.decimal == "," else NUMBER
     columns = list(dict.fromkeys((*numbers, *times, *labels)))
-    facts = _facts(text, columns, form, {"whole": WHOLE, "number": number, "date": DATE})
+    facts = _facts(text, columns, times, form)
     if facts is None:
         return dict.fromkeys(numbers, number)
     readings: dict[str, Reading] = {}
     for place, name in enumerate(columns):
-        is_number = facts[f"number {place}"]
-        if facts[f"all whole {place}"]:
+        if facts[f"whole {place}"]:
             readings[name] = WHOLE
-        elif name in numbers or is_number:
+        elif name in numbers or _can_read(facts[f"first {place}"], number):
             readings[name] = number
         elif name in times:
-            readings[name] = DATE if facts[f"all date {place}"] else MOMENT
+            readings[name] = DATE if facts[f"dates {place}"] else MOMENT
     return readings
 
 
 def _facts(
-    text: pl.LazyFrame, columns: list[str], form: TextForm, readings: Readings
+    text: pl.LazyFrame, columns: list[str], times: Collection[str], form: TextForm
 ) -> dict[str, Any] | None:
-    """`all <reading> <place>`: whether all values of that column can be read so; `<reading>
-    <place>`: whether the first one can. None when the lines cannot be read: the check will say
-    which."""
+    """Of each column, by its place: the first value, whether all are whole numbers, and of times
+    whether all are dates. None when the lines cannot be read: the check will say which."""
     facts = []
     for place, name in enumerate(columns):
-        known = form.known(cs.by_name(name))
-        for what, reading in readings.items():
-            can = reading.parse(known, False).is_not_null()
-            facts.append((can | known.is_null()).all().alias(f"all {what} {place}"))
-            facts.append(can.filter(known.is_not_null()).first().alias(f"{what} {place}"))
+        facts.append(cs.by_name(name).drop_nulls().first().alias(f"first {place}"))
+        facts.append((~unread(name, WHOLE)).all().alias(f"whole {place}"))
+        if name in times:
+            facts.append((~unread(name, DATE)).all().alias(f"dates {place}"))
     try:
-        return text.select(facts).collect(engine="streaming").row(0, named=True) if facts else {}
+        asked = known(text, columns, form).select(facts)
+        return asked.collect(engine="streaming").row(0, named=True) if facts else {}
     except (pl.exceptions.PolarsError, OSError):
         return None
+
+
+def _can_read(value: str, reading: Reading) -> bool:
+    can: bool = pl.select(reading.parse(pl.lit(value), False).is_not_null()).item()
+    return can

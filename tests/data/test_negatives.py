@@ -192,3 +192,126 @@ def test_missing_values_are_refused(column):
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValidationError):
         Negatives.model_validate(options)
+
+
+def shop_clicks() -> pl.DataFrame:
+    """Clicks with what the item has (price, tags), what the user has (age), and what neither has
+    (hour, weight)."""
+    rng = np.random.default_rng(8)
+    frame = clicks(1_500, users=40, items=60)
+    number = frame["item"].str.slice(1).cast(pl.Int64)
+    return frame.with_columns(
+        price=pl.Series(number * 0.5),
+        tags=pl.Series([[f"t{n % 3}", f"t{n % 5}"] for n in number]),
+        note=pl.Series([None if n % 2 else f"n{n}" for n in number]),
+        age=frame["user"] % 7 + 20,
+        hour=pl.Series(rng.integers(0, 10_000, len(frame))),
+        weight=pl.Series(rng.random(len(frame))),
+    ).select("hour", "user", "price", "item", "tags", "theme", "note", "age", "weight")
+
+
+def test_clicks_keep_all_their_columns_and_the_first_of_repeats_stays():
+    frame = shop_clicks()
+    rows = drawn(frame)
+    assert rows.columns == [*frame.columns, "label", "split"]
+    kept = rows.filter(pl.col("label") == 1).select(frame.columns)
+    first = {}
+    for row in frame.rows(named=True):
+        first.setdefault((row["user"], row["item"], row["theme"]), row)
+    key = ("user", "item", "theme")
+    assert kept.sort(key).to_dicts() == [first[k] for k in sorted(first)]
+
+
+def test_a_negative_has_the_items_columns_and_the_others_of_one_of_its_users_clicks(caplog):
+    frame = shop_clicks()
+    with caplog.at_level("INFO", "loractr"):
+        rows = drawn(frame).filter(pl.col("label") == 0)
+    of_item = {row["item"]: row for row in frame.rows(named=True)}
+    of_user = defaultdict(set)
+    for row in frame.rows(named=True):
+        of_user[row["theme"], row["user"]].add((row["hour"], row["age"], row["weight"]))
+    for row in rows.rows(named=True):
+        assert all(row[c] == of_item[row["item"]][c] for c in ("price", "tags", "note"))
+        assert (row["hour"], row["age"], row["weight"]) in of_user[row["theme"], row["user"]]
+    assert "the item's 'price', 'tags', 'note'; 'hour', 'age', 'weight' of one of" in caplog.text
+
+
+def test_the_click_that_lends_its_columns_is_drawn_evenly():
+    """One user has four clicks, and 396 negatives of others are to be told apart by the hour."""
+    frame = pl.DataFrame(
+        {
+            "user": [0] * 200 + [1] * 1_000,
+            "item": [*range(200), *range(1_000)],
+            "theme": ["a"] * 1_200,
+            "hour": [n % 4 for n in range(200)] + [9] * 1_000,
+        }
+    )
+    rows = drawn(frame, rate_range=(0.25, 0.25)).filter(
+        (pl.col("label") == 0) & (pl.col("user") == 0)
+    )
+    counts = Counter(rows["hour"])
+    assert sum(counts.values()) == 800
+    assert set(counts) == {0, 1, 2, 3}
+    assert max(abs(n - 200) for n in counts.values()) < 4 * math.sqrt(800 * 0.25 * 0.75)
+
+
+def test_other_columns_do_not_move_the_draws():
+    frame = shop_clicks()
+    keys = ["user", "item", "theme"]
+    alone = drawn(frame.select(keys), seed=5)
+    assert drawn(frame, seed=5).select(alone.columns).equals(alone)
+    assert drawn(frame, seed=5).equals(drawn(frame, seed=5))
+
+
+def test_columns_of_the_item_may_be_named():
+    frame = shop_clicks()
+    rows = drawn(frame, item_columns=["hour"]).filter(pl.col("label") == 0)
+    hours = defaultdict(set)
+    for row in frame.rows(named=True):
+        hours[row["theme"], row["item"]].add(row["hour"])
+    prices = {(row["theme"], row["user"], row["price"]) for row in frame.rows(named=True)}
+    for row in rows.rows(named=True):
+        assert row["hour"] in hours[row["theme"], row["item"]]
+        assert (row["theme"], row["user"], row["price"]) in prices
+
+
+def test_without_an_item_clicked_twice_no_column_is_known_to_be_the_items():
+    frame = pl.DataFrame(
+        {"user": [1, 1, 2, 2], "item": [1, 2, 3, 4], "theme": ["a"] * 4, "cat": [1, 2, 3, 4]}
+    )
+    rows = drawn(frame, rate_range=(0.5, 0.5)).filter(pl.col("label") == 0)
+    own = {1: {1, 2}, 2: {3, 4}}
+    assert len(rows) == 4
+    assert all(row["cat"] in own[row["user"]] for row in rows.rows(named=True))
+
+
+def test_names_that_look_like_patterns_are_names():
+    frame = clicks(300).rename({"user": "^u.*$", "item": "*", "theme": "^.*$"})
+    frame = frame.with_columns(pl.Series("^x", range(300)))
+    rows = draw_negatives(
+        frame,
+        user="^u.*$",
+        item="*",
+        domain="^.*$",
+        config=Negatives(),
+        fractions=FRACTIONS,
+    )
+    assert rows.columns == [*frame.columns, "label", "split"]
+    assert set(rows["label"]) == {0, 1}
+
+
+def test_a_split_or_a_label_of_the_logs_own_is_no_secret():
+    frame = clicks(100)
+    with pytest.raises(DataError, match=r"(?s)column 'split' of its own.*rename"):
+        drawn(frame.with_columns(split=pl.lit("train")))
+    label = pl.Series("label", [1, 0] * 50)
+    with pytest.raises(DataError, match=r"column 'label' 50 rows are no clicks"):
+        drawn(frame.with_columns(label))
+    with pytest.raises(DataError, match=r"column 'label' 100 rows are no clicks"):
+        drawn(frame.with_columns(label=pl.lit(None, pl.Int64)))
+
+
+@pytest.mark.parametrize("one", [1, 1.0, True, "1", "true"])
+def test_a_label_by_which_all_rows_are_clicks_says_the_same(one):
+    frame = clicks(200)
+    assert drawn(frame.with_columns(label=pl.lit(one))).equals(drawn(frame))

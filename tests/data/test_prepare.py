@@ -543,3 +543,70 @@ def test_negatives_need_user_item_and_division(tmp_path):
     _, data = clicks(tmp_path / "b", negatives={"user": "user", "item": "movie"})
     with pytest.raises(MissingColumnError, match="'movie', wanted by `negatives`"):
         prepare(data, tmp_path / "out")
+
+
+def test_negatives_are_split_by_time_and_have_all_inputs(tmp_path):
+    """A second division, a weight and a number: nothing but the split is drawn for them."""
+    frame, _ = clicks(tmp_path / "log")
+    rng = np.random.default_rng(4)
+    frame = frame.with_columns(
+        at=pl.Series(rng.permutation(len(frame))),
+        price=frame["item"].cast(pl.Float64) * 2,
+        gender=pl.Series(["f" if user % 2 else "m" for user in frame["user"]]),
+        w=pl.Series(rng.random(len(frame)).round(3)),
+        unused=pl.Series(range(len(frame))),
+    )
+    frame.write_parquet(tmp_path / "log" / "clicks.parquet")
+    config = {
+        "source": "table",
+        "path": tmp_path / "log",
+        "fields": ["user", "item", {"name": "price", "kind": "numerical"}],
+        "divisions": {"theme": {"column": "theme"}, "gender": {"column": "gender"}},
+        "weight": "w",
+        "negatives": {"user": "user", "item": "item"},
+        "split": {
+            "kind": "temporal",
+            "column": "at",
+            "validation_from": len(frame) // 2,
+            "test_from": 3 * len(frame) // 4,
+        },
+    }
+    prepared = prepare(DataConfig.model_validate(config), tmp_path / "out")
+    splits = prepared.manifest["splits"]
+    early = int((frame["at"] < len(frame) // 2).sum())
+    assert splits["train"]["positives"] == early
+    assert sum(split["positives"] for split in splits.values()) == len(frame)
+    assert all(0 < split["positives"] < split["rows"] for split in splits.values())
+    rows = prepared.train
+    items = np.array(["0", *prepared.encoders.vocabularies["item"].values])
+    users = np.array(["0", *prepared.encoders.vocabularies["user"].values])
+    field = prepared.schema.numerical[0]
+    price = np.asarray(rows.numbers)[:, 0] * field.scale + field.center
+    assert np.allclose(price, items[rows.ids[:, 1]].astype(float) * 2, atol=1e-3)
+    genders = np.array(prepared.schema.divisions[1].domains)[rows.domains[:, 1]]
+    expected = np.where(users[rows.ids[:, 0]].astype(int) % 2, "f", "m")
+    assert (genders == expected).all()
+    assert set(np.round(rows.weight, 3)) <= set(np.float32(frame["w"]).round(3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"label": {"column": "user"}}, ConfigError, "the label is the column 'label', not 'user'"),
+        (
+            {"negatives": {"user": "user", "item": "theme"}},
+            ConfigError,
+            "are three columns, not 'user', 'theme', 'theme'",
+        ),
+        (
+            {"negatives": {"user": "user", "item": "item", "item_columns": ["prize"]}},
+            MissingColumnError,
+            "'prize', wanted by `negatives`",
+        ),
+        ({"fields": ["user", "itm"]}, ConfigError, "no field 'itm'; did you mean 'item'"),
+    ],
+)
+def test_negatives_that_cannot_be_drawn_are_refused(changes, error, message, tmp_path):
+    _, data = clicks(tmp_path / "log", **changes)
+    with pytest.raises(error, match=message):
+        prepare(data, tmp_path / "out")

@@ -113,6 +113,9 @@ class Negatives(Record):
     """Column of the user; the source's own when absent."""
     item: str | None = None
     """Column of the item; the source's own when absent."""
+    item_columns: tuple[str, ...] | None = None
+    """Columns of the item, like its category. A negative has them from its item, and all others
+    from one of its user's clicks. Those with one value in all clicks of each item when absent."""
     seed: NonNegativeInt = 0
     _sum = field_validator("fractions")(_sum_to_one)
 

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from polars.selectors import by_name
 
 from loractr.data import canonical, outcome, profile, split
 from loractr.data.aside import written_aside
 from loractr.data.canonical import column_of
-from loractr.data.config import DataConfig
+from loractr.data.config import DataConfig, Negatives
 from loractr.data.deduplicate import first_of_each
 from loractr.data.encode import Encoders, is_domain_field
 from loractr.data.fingerprint import Identity, cache_key, fingerprint
@@ -45,7 +46,7 @@ from loractr.data.store import (
     write_manifest,
 )
 from loractr.data.vocabulary import IdCounts, Vocabulary
-from loractr.errors import ConfigError, DataError, MissingColumnError, UsageError
+from loractr.errors import ConfigError, DataError, MissingColumnError, UsageError, shown, some
 from loractr.schema import Label, Schema
 
 log = logging.getLogger(__name__)
@@ -139,15 +140,53 @@ def _table(
     """Raw rows, what to make of them, and the column of true probabilities if there is one."""
     if frame is not None and schema is not None:
         return frame.lazy(), schema, None
-    table = _with_negatives(open_source(config), config)
+    table = open_source(config)
+    if config.negatives is not None:
+        return _with_negatives(table, config, config.negatives, schema)
     return table.frame, schema or resolve(config, table), table.oracle
 
 
-def _with_negatives(table: Table, config: DataConfig) -> Table:
-    """The clicks of `table` together with drawn negatives, where `config` asks for them."""
-    wanted = config.negatives
-    if wanted is None:
-        return table
+def _with_negatives(
+    table: Table, config: DataConfig, wanted: Negatives, schema: Schema | None
+) -> tuple[pl.LazyFrame, Schema, str | None]:
+    """The clicks of `table` together with drawn negatives: the columns that will be read."""
+    user, item, domain = _roles(table, config, wanted)
+    said = config.label if schema is None else schema.label
+    if said is not None and said.column != "label":
+        raise ConfigError(
+            [
+                "data.label: with negatives the label is the column 'label', not"
+                f" {shown(said.column)}: every row of the log is a click"
+            ],
+            fix="leave data.label out.",
+        )
+    own = {"label": pl.lit(1, pl.Int64), "split": pl.lit("train")}
+    if schema is None:
+        schema = resolve(
+            config, replace(table, frame=table.frame.with_columns(**own), label=Label())
+        )
+    read = {user, item, domain, *own, *_wanted(config, schema, table.oracle)}
+    present = table.frame.collect_schema().names()
+    frame = table.frame.select(by_name(*(name for name in present if name in read)))
+    clicks = frame.collect(engine="streaming")
+    for column in (user, item, domain):  # one id, whatever its spelling
+        values = column_of(clicks, column)
+        reading = canonical.decided(values, f"column {column!r}", schema.missing_values)
+        ids = canonical.ids(values, f"column {column!r}", reading)
+        clicks = clicks.with_columns(ids.alias(column))
+    drawn = draw_negatives(
+        clicks,
+        user=user,
+        item=item,
+        domain=domain,
+        config=wanted,
+        fractions=wanted.fractions,
+    )
+    return drawn.lazy(), schema, table.oracle
+
+
+def _roles(table: Table, config: DataConfig, wanted: Negatives) -> tuple[str, str, str]:
+    """Columns of the user, the item and the domain."""
     user, item = wanted.user or table.user, wanted.item or table.item
     divisions = tuple(config.divisions.values()) or table.divisions
     if user is None or item is None or not divisions:
@@ -155,15 +194,15 @@ def _with_negatives(table: Table, config: DataConfig) -> Table:
             ["data.negatives: negatives are drawn for users, from the items of a domain"],
             fix="name the columns `user` and `item` in data.negatives, and a division.",
         )
-    columns, domain = table.frame.collect_schema().names(), divisions[0].column
-    for column in (user, item, domain):
+    roles, columns = (user, item, divisions[0].column), table.frame.collect_schema().names()
+    for column in (*roles, *(wanted.item_columns or ())):
         if column not in columns:
             raise MissingColumnError(column, columns, wanted_by="`negatives`")
-    clicks = table.frame.select(*dict.fromkeys((user, item, domain))).collect(engine="streaming")
-    drawn = draw_negatives(
-        clicks, user=user, item=item, domain=domain, config=wanted, fractions=wanted.fractions
-    )
-    return replace(table, frame=drawn.lazy(), label=Label())
+    if len(set(roles)) < len(roles):
+        raise ConfigError(
+            [f"data.negatives: user, item and domain are three columns, not {some(roles)}"]
+        )
+    return roles
 
 
 class _Preparation:
@@ -217,9 +256,7 @@ class _Preparation:
 
     def _stage(self) -> Staged:
         present = self.table.collect_schema().names()
-        wanted = _columns(self.schema, self.oracle) | split.columns(self.config.split, self.schema)
-        if isinstance(self.config.deduplicate, tuple):
-            wanted |= dict.fromkeys(self.config.deduplicate, "`deduplicate`")
+        wanted = _wanted(self.config, self.schema, self.oracle)
         for column, wanted_by in wanted.items():
             if column not in present:
                 raise MissingColumnError(column, present, wanted_by=wanted_by)
@@ -329,6 +366,14 @@ def _columns(schema: Schema, oracle: str | None) -> dict[str, str]:
     wanted[schema.label.column] = "the label"
     optional = ((schema.weight, "`weight`"), (schema.group, "`group`"), (oracle, "the source"))
     return wanted | {column: who for column, who in optional if column is not None}
+
+
+def _wanted(config: DataConfig, schema: Schema, oracle: str | None) -> dict[str, str]:
+    """Columns to read for whatever purpose, and who wants each."""
+    wanted = _columns(schema, oracle) | split.columns(config.split, schema)
+    if isinstance(config.deduplicate, tuple):
+        wanted |= dict.fromkeys(config.deduplicate, "`deduplicate`")
+    return wanted
 
 
 def _versions() -> dict[str, str]:

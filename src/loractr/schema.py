@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, model_validator
 
-from loractr.errors import repeated
+from loractr.errors import repeated, some
 
 Kind = Literal["categorical", "numerical", "sequence"]
 Scaling = Literal["none", "standard", "min_max", "log1p"]
@@ -147,7 +147,7 @@ class Division(Record):
         if self.groups is not None:
             twice = repeated(str(value) for group in self.groups.values() for value in group)
             if twice:
-                raise ValueError(f"a value belongs to one group only; listed twice: {twice}")
+                raise ValueError(f"a value belongs to one group only; listed twice: {some(twice)}")
         return self
 
 
@@ -206,7 +206,7 @@ class Schema(Record):
             names = [item.name for item in getattr(self, what)]
             twice = repeated(names)
             if twice:
-                raise ValueError(f"{what} with the same name: {', '.join(twice)}")
+                raise ValueError(f"{what} with the same name: {some(twice)}")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """What a YAML file may say, and what is said back when it is wrong: places, hints, all at once."""
 
 import copy
+import math
 import re
 import typing
 from types import NoneType, UnionType
@@ -13,6 +14,7 @@ from loractr.adapters.mlora import MLoRA
 from loractr.backbones import BACKBONES
 from loractr.backbones.config import BackboneName
 from loractr.config import METHODS, MethodConfig, RunConfig, dump_config, load_config, parse_config
+from loractr.config.text import read_values
 from loractr.errors import ConfigError
 from loractr.method import Method
 from loractr.stage import Settings, Stage
@@ -346,6 +348,65 @@ def test_settings_are_judged_as_each_stage_has_them():
     training = {"embedding_optimizer": "lazy_adam", "weight_decay": 0.1, "clip_norm": 1.0}
     training["stages"] = {"joint": {"embedding_weight_decay": 0}}
     assert not parse_config(changed(training=training)).stages()[0].conflicts()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((text, text) for text in ("2026-03-12", "2026-03-12 10:30:00", "2026-03-12T10:30:00Z")),
+        *(
+            (text, text)
+            for text in ("10:30", "1:30:00", "007", "NO", "no", "yes", "on", "Off", "y")
+        ),
+        *((text, text) for text in ("0x1F", "0o17", "0b1", "1e-3", "=", "1.2.3", "+")),
+        *((text, None) for text in ("null", "~", "NULL", "")),
+        *((text, True) for text in ("true", "True", "TRUE")),
+        *((text, False) for text in ("false", "False", "FALSE")),
+        *((text, int(text.replace("_", ""))) for text in ("0", "12", "-3", "+4", "100_000")),
+        *((text, float(text)) for text in ("0.5", "-.5", "3.", "1.5e3", "1.5e-3")),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
+        ("'12'", "12"),
+    ],
+)
+def test_only_what_is_a_number_true_false_or_null_is_no_text(file, text, value):
+    (read,) = read_values(file(f"key: {text}")).values()
+    assert (read, type(read)) == (value, type(value))
+    assert read_values(file("{}"), [f"key={text}"]) == {"key": value}
+    assert read_values(file(yaml.safe_dump({"key": value}))) == {"key": value}
+
+
+def test_keys_may_be_days_and_mappings_may_be_merged(file):
+    text = "base: &base {2026-03-12: 1, a: 2}\nmore: {<<: *base, a: 3}\n"
+    assert read_values(file(text)) == {
+        "base": {"2026-03-12": 1, "a": 2},
+        "more": {"2026-03-12": 1, "a": 3},
+    }
+
+
+@pytest.mark.parametrize("values", [{"domain_as_field": word} for word in ("yes", "no", "on")])
+def test_a_switch_may_still_be_yes_or_no(file, values):
+    path = file(
+        f"data: {{source: synthetic, domain_as_field: {values['domain_as_field']}}}\nmethod: mix"
+    )
+    assert load_config(path).data.domain_as_field == (values["domain_as_field"] != "no")
+
+
+def test_a_name_in_place_of_a_section_is_not_kept_as_one(file):
+    values = {"data": {"source": "synthetic", "split": "random"}, "method": "mlora"}
+    before = copy.deepcopy(values)
+    config = parse_config(values)
+    assert values == before
+    assert config.method == MLoRA(name="mlora")
+    assert config.data.split.kind == "random"
+    path = file("data: {source: synthetic}\nmethod: {name: multilora, divisions: [a]}")
+    assert load_config(path, ["method=mlora", "method.rank.fixed=2"]).method.rank.fixed == 2
+
+
+def test_a_long_key_leaves_room_for_the_hint():
+    (problem,) = problems(changed(**{"training__" + "epochs" * 5_000: 1}))
+    assert len(problem) < 1_000
+    assert "unknown key; known keys" in problem
 
 
 def test_overrides_win_over_the_file(file):

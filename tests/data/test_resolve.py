@@ -181,3 +181,27 @@ def test_all_problems_are_told_at_once():
 def test_a_split_by_the_outcome_is_allowed():
     """Only inputs and divisions are known when a row is scored; a split is done long before."""
     assert resolved(split={"kind": "column", "column": "dwell"}).fields
+
+
+def test_a_wrong_field_has_no_second_problem():
+    """Neither stands another field in for it, nor is the problem told again."""
+    assert problems(fields=["user", "usr"]) == (
+        "data.fields: no field 'usr'; did you mean 'user'?",
+    )
+    assert len(problems(fields=["usr", "usr"])) == 1
+    (problem,) = problems(fields=["cost", {"name": "dear", "column": "cost", "min_count": 2}])
+    assert problem.startswith("data.fields: field 'dear': min_count means nothing")
+
+
+def test_how_often_a_field_is_there_is_counted():
+    assert problems(fields=["user", "movie", "user", "user", "movie"]) == (
+        "data.fields: field 'user' is there 3 times",
+        "data.fields: field 'movie' is there twice",
+    )
+
+
+def test_thousands_of_unknown_names_are_told_and_only_the_first_with_hints():
+    found = problems(fields=[f"usr{n}" for n in range(5_000)], weight="prize")
+    assert len(found) == 5_001
+    assert "; did you mean" in found[0]
+    assert found[4_999] == "data.fields: no field 'usr4999'"

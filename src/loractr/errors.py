@@ -21,6 +21,7 @@ cut. Each class also derives from the builtin that a caller would expect.
 import difflib
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 SHOWN_PROBLEMS = 20
@@ -153,11 +154,16 @@ def some(names: Iterable[object], limit: int = 8) -> str:
     if not listed:
         return "none"
     more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
-    return ", ".join(shown(str(name)) for name in listed[:limit]) + more
+    parts = (shown(name if isinstance(name, PurePath) else str(name)) for name in listed[:limit])
+    return ", ".join(parts) + more
 
 
 def shown(value: object) -> str:
-    """A value as Python writes it, so a name in quotation marks; a long one is cut."""
+    """A value as Python writes it, so a name in quotation marks; a long one is cut, a path at its
+    beginning."""
+    if isinstance(value, PurePath):
+        path = str(value)
+        return repr(path if len(path) <= _NAME else f"…{path[1 - _NAME :]}")
     if isinstance(value, str):
         return repr(cut(value, _NAME))
     return cut(repr(value), _NAME)

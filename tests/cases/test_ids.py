@@ -238,3 +238,37 @@ def test_names_of_any_length_and_form_are_columns(tmp_path):
     assert result.exit_code == 0, result.stderr
     scores = load(tmp_path / "run" / "artifact").predict(log.head(5))
     assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_split_by_numbers_finds_their_texts(kind, tmp_path):
+    """0.0, 1.0, 2.5: a column of text ids, in which 0 of the configuration is 0.0."""
+    log = shop_log().with_columns(part=pl.Series([0.0, 1.0, 2.5] * 200))
+    getattr(log, f"write_{kind}")(tmp_path / f"log.{kind}")
+    split = {"kind": "column", "column": "part", "train": [0], "validation": [1], "test": ["2.5"]}
+    values = config(tmp_path / f"log.{kind}", split=split)
+    prepared = prepare(parse_config(values).data, tmp_path / "p")
+    assert prepared.test.row.tolist() == list(range(2, 600, 3))
+
+
+def test_the_empty_text_is_missing_whatever_the_list_says(tmp_path):
+    log = shop_log(200).with_columns(
+        pl.when(pl.int_range(pl.len()) % 4 == 0).then(pl.lit("")).otherwise("shop").alias("shop")
+    )
+    log.write_csv(tmp_path / "log.csv", quote_style="always")
+    log.write_parquet(tmp_path / "log.parquet")
+    domains = []
+    for kind in ("csv", "parquet"):
+        values = config(tmp_path / f"log.{kind}", missing_values=["NA"])
+        prepared = prepare(parse_config(values).data, tmp_path / kind)
+        domains.append(prepared.schema.divisions[0].domains)
+    assert domains[0] == domains[1] == ("a", "b", "c", "(missing)")
+
+
+def test_repeats_of_whole_rows_are_found_among_amounts_too(tmp_path):
+    log = shop_log(100).with_columns(big=pl.lit("1.5e+20"))
+    pl.concat([log, log]).write_csv(tmp_path / "log.csv")
+    values = config(tmp_path / "log.csv", deduplicate=True)
+    prepared = prepare(parse_config(values).data, tmp_path / "p")
+    rows = sum(len(prepared.rows(name)) for name in ("train", "validation", "test"))
+    assert rows == log.unique().height

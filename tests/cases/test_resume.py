@@ -7,7 +7,7 @@ import pytest
 
 from cases.shop_log import config, loractr, shop_log, write_config
 from loractr.config import parse_config
-from loractr.errors import CheckpointError, UsageError
+from loractr.errors import CheckpointError, ConfigError, UsageError
 from loractr.run import run
 from loractr.training.events import Validated
 
@@ -97,3 +97,19 @@ def test_a_finished_run_is_left_as_it_is_whatever_the_data_are_now(tmp_path):
     shop_log(seed=1).write_parquet(tmp_path / "log.parquet")
     assert resume(values, tmp_path) == first
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == written
+
+
+def test_a_false_start_takes_nothing_of_others_with_it(tmp_path):
+    shop_log().write_parquet(tmp_path / "log.parquet")
+    values = config(tmp_path / "log.parquet", fields=["nothing_like_it"])
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (tmp_path / "run").symlink_to(target)
+    with pytest.raises(ConfigError, match="nothing_like_it"):
+        run(parse_config(values), tmp_path / "run")
+    assert not any(target.iterdir())
+    write_config(values, target / "config.yaml")
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="nothing_like_it"):
+        run(parse_config(values), target, resume=True)
+    assert (target / "notes.txt").read_text() == "mine"

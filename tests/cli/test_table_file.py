@@ -61,3 +61,12 @@ def test_a_target_is_judged_before_any_work(tmp_path):
     with pytest.raises(UsageError, match="there is no folder"):
         check_target(tmp_path / "no" / "out.csv", data)
     check_target(tmp_path / "out.parquet", data)
+
+
+def test_a_target_among_the_parts_of_the_data_is_refused(tmp_path):
+    parts = tmp_path / "parts" / "dt=1"
+    parts.mkdir(parents=True)
+    for target in (parts / "new.csv", tmp_path / "parts" / "p1.csv"):
+        with pytest.raises(UsageError, match="is the data itself"):
+            check_target(target, tmp_path / "parts")
+    check_target(tmp_path / "scores.csv", tmp_path / "parts")

@@ -20,6 +20,7 @@ from loractr.data.config import MISSING_VALUES
 from loractr.data.fit import Fit
 from loractr.data.id_type import IdTypes
 from loractr.data.sources import delimited
+from loractr.data.sources.text_file import opened
 from loractr.errors import DataError
 from loractr.schema import Division, Field, Schema
 
@@ -79,7 +80,7 @@ def column(values, sort):
 
 def from_csv(series, folder):
     series.to_frame().assign(y=1).to_csv(folder / "log.csv", index=False)
-    return delimited.text(folder / "log.csv").collect()
+    return delimited.text(opened(folder / "log.csv")).collect()
 
 
 def from_parquet(series, _):

@@ -83,3 +83,18 @@ def test_a_text_is_read_as_the_moment_that_it_is_the_text_of():
         [datetime(2026, 1, 1) + timedelta(seconds=37 * n, milliseconds=n) for n in range(500)]
     )
     assert read(*moments.text(rows)) == rows.to_list()
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-03-01", datetime(2026, 3, 1)),
+        ("2026/3/1", datetime(2026, 3, 1)),
+        ("2026-03-01T12:00:00+02:00", datetime(2026, 3, 1, 10, tzinfo=UTC)),
+        ("2026/03/01 12:00 UTC", datetime(2026, 3, 1, 12, tzinfo=UTC)),
+    ],
+)
+def test_one_moment_is_read_with_its_zone(text, moment):
+    found = moments.moment(text)
+    assert (found.tzinfo is None) == (moment.tzinfo is None)
+    assert found == moment

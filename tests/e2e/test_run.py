@@ -127,7 +127,7 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 
 
 def test_resuming_with_another_configuration_names_what_differs(finished):
-    with pytest.raises(UsageError, match="'training'"):
+    with pytest.raises(UsageError, match=r"'training\.epochs'"):
         run(small(training={"epochs": 4}), finished, resume=True)
 
 

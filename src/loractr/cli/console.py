@@ -31,14 +31,15 @@ def show(tables: "Sequence[Table]", *, plain: bool = False) -> None:
 def _show_grids(tables: "Sequence[Table]") -> None:
     from rich.console import Console
     from rich.table import Table as Grid
+    from rich.text import Text
 
     console = Console()
     for table in tables:
-        grid = Grid(title=_printable(table.title), title_justify="left")
+        grid = Grid(title=Text(_printable(table.title)), title_justify="left")
         for column, numbers in zip(table.columns, _numbers(table), strict=True):
             grid.add_column(column, justify="right" if numbers else "left", overflow="fold")
         for row in table.rows:
-            grid.add_row(*map(_printable, row))
+            grid.add_row(*(Text(_printable(cell)) for cell in row))
         console.print(grid, markup=False)
 
 

@@ -21,10 +21,17 @@ def check_target(out: Path, data: Path) -> None:
     """
     if out.suffix.lower() not in KINDS:
         raise UsageError(f"{out} ends in none of {some(KINDS)}.", fix="name the file accordingly.")
-    if out.exists() and out.samefile(data):
+    if _is_of(out, data):
         raise UsageError(f"{out} is the data itself.", fix="write the predictions to another file.")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {out.parent}.", fix="make it first.")
+
+
+def _is_of(out: Path, data: Path) -> bool:
+    """Whether `out` is the data, or lies in their folder, where it would be read as a part."""
+    if data.is_dir():
+        return data.resolve() in out.resolve().parents
+    return out.exists() and data.exists() and out.samefile(data)
 
 
 def write(table: "pl.DataFrame", out: Path) -> None:

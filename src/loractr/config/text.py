@@ -73,7 +73,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _parsed(text: str) -> Any:
     """Plain text stays text, but for what is a number, true, false or null beyond doubt:
-    2026-03-12, 10:30, 007 and NO mean in a configuration what they mean in a log.
+    2026-03-12, 10:30, 007, 2024_01 and NO mean in a configuration what they mean in a log.
 
     YAML itself makes a date, 630 minutes, an octal number and false of them; of two equal keys it
     keeps the last, in silence.
@@ -87,8 +87,8 @@ def _parsed(text: str) -> Any:
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][\d_]*)", list("-+0123456789")),
-    ("float", r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?", list("-+.0123456789")),
+    ("int", r"[-+]?(0|[1-9]\d*)", list("-+0123456789")),
+    ("float", r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?", list("-+.0123456789")),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
     ("merge", r"<<", ["<"]),
 )

@@ -197,6 +197,14 @@ def text(value: int | str | float | bool) -> str:
     return str(value)
 
 
+def declared(value: int | str | float | bool, id_type: IdType | None) -> list[str]:
+    """The ids, as text, that a value of the configuration means. Where 2 and 2.0 are two ids, a
+    number means both."""
+    one = text(value)
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    return [one, f"{one}.0"] if id_type == "text" and whole else [one]
+
+
 def narrowed(values: pl.Series) -> pl.Series:
     """Canonical ids as Int64 where all of them are the digits of one, else as they are."""
     if values.dtype == pl.Int64:

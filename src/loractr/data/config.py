@@ -190,7 +190,8 @@ class DataConfig(Record):
     group: str | None = None
     """Column that the grouped AUC averages over, usually the user."""
     missing_values: tuple[str, ...] = MISSING_VALUES
-    """Texts that stand for a missing value, in training and in scoring, whatever the file."""
+    """Texts that stand for a missing value, in training and in scoring, whatever the file; the
+    empty text always does."""
     encoding: str | None = None
     """CSV files: their encoding, such as latin-1, gbk or utf-16; UTF-8, or what a byte-order mark
     says, when absent."""
@@ -220,6 +221,11 @@ class DataConfig(Record):
         if self.domains is not None and self.source not in per_file:
             raise ValueError(f"domains: means nothing for source {self.source!r}")
         return self
+
+    @field_validator("missing_values")
+    @classmethod
+    def _empty_is_missing(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return value if "" in value else ("", *value)
 
     @field_validator("divisions", mode="before")
     @classmethod

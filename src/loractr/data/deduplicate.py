@@ -35,7 +35,10 @@ def first_of_each(
     for _, frame in staged.batches(list(types)) if types else ():
         for name, found in types.items():
             found.observe(canonical.spelled(column_of(frame, name), name, missing))
-    readings = {name: canonical.Reading(found.decided(), missing) for name, found in types.items()}
+    readings = {
+        name: canonical.Reading(found.decided(exact=False), missing)
+        for name, found in types.items()
+    }
     keys = [f"key {place}" for place in range(len(columns))]  # a name like ^id$ is a pattern
 
     def read(frame: pl.DataFrame, name: str) -> pl.Series:

@@ -5,7 +5,6 @@ cut at thresholds, or the number of training rows that share the value is (activ
 value is a domain of its own, `(missing)`, when training rows have it and no `rest` takes it in.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -18,7 +17,7 @@ from loractr.data import canonical
 from loractr.data.canonical import Positions, Reading
 from loractr.data.vocabulary import IdCounts, ValueCounts, Vocabulary
 from loractr.errors import ConfigError, DataError, UnknownDomainError, repeated, some
-from loractr.schema import Division, IdType
+from loractr.schema import Division
 
 Domains = NDArray[np.int32]
 
@@ -104,7 +103,12 @@ def rule(
         members: list[str | None] = [None if n == MISSING else n for n in division.domains]
         domain, other = list(range(len(members))), -1
     else:
-        pairs = _members(division.groups, reading.id_type)
+        pairs = [
+            (text, place)
+            for place, group in enumerate(division.groups.values())
+            for value in group
+            for text in canonical.declared(value, reading.id_type)
+        ]
         members, domain, other = [text for text, _ in pairs], [d for _, d in pairs], -1
         if division.rest is not None:
             other = len(division.groups)
@@ -116,21 +120,6 @@ def rule(
         raise ConfigError([f"{what}: a value belongs to one group only; listed twice: {named}"])
     vocabulary = Vocabulary(canonical.narrowed(ids))
     return ByValue(vocabulary, np.array([other, *domain], dtype=np.int32), reading, what)
-
-
-def _members(
-    groups: Mapping[str, Sequence[int | str | float | bool]], id_type: IdType | None
-) -> list[tuple[str, int]]:
-    """Text of each value that a group lists, and the group's place. Where 2 and 2.0 are two ids, a
-    number in the configuration means both."""
-    found = []
-    for place, group in enumerate(groups.values()):
-        for value in group:
-            found.append((canonical.text(value), place))
-            whole = isinstance(value, int | float) and not isinstance(value, bool)
-            if id_type == "text" and whole and float(value).is_integer():
-                found.append((f"{canonical.text(value)}.0", place))
-    return found
 
 
 def _ids(values: pl.Series, what: str, reading: Reading) -> pl.Series:
@@ -204,6 +193,7 @@ class DomainFit:
         """
         division, counts = self.division, self._cells.table()
         if division.thresholds is None:
+            self._ids.tell()
             counts = self._ids.table()
             division = division.model_copy(update={"id_type": self._ids.reading().id_type})
         has_missing = bool(counts["value"].null_count())

@@ -79,10 +79,13 @@ class Fit:
         if field.hash_buckets is not None:
             hashed = self._hashed[field.name]
             _refuse_vectors(field, hashed)
+            if field.id_type is None:
+                hashed.tell()
             fitted = {"size": field.hash_buckets + 2, "id_type": field.id_type or hashed.decided()}
             return field.model_copy(update=fitted)
         seen = self._values[field.name]
         _refuse_vectors(field, seen.types)
+        seen.tell()
         counts = seen.table()
         vocabulary = Vocabulary.fit(counts, min_count=field.min_count)
         vocabularies[field.name] = vocabulary

@@ -77,8 +77,11 @@ class IdTypes:
         """Whether every value is a number, and some have a fraction: amounts rather than ids."""
         return self._seen and bool(self._odd) and self._numbers and not self._possible
 
-    def decided(self) -> IdType:
+    def decided(self, *, exact: bool = True) -> IdType:
         """The type; text for a column without values.
+
+        Args:
+            exact: Whether floats that have lost digits are an error, as they are for ids.
 
         Raises:
             DataError: Whole numbers that were written as floats so large that digits are lost.
@@ -88,15 +91,18 @@ class IdTypes:
         for id_type in ("integer", "boolean", "time"):
             if id_type in self._possible:
                 return id_type
-        if self._floats:
+        if self._floats and exact:
             raise lost_digits(self.what, self._odd[0])
-        if self._wholes:
+        return "text"
+
+    def tell(self) -> None:
+        """Say why a column with whole numbers is text, if it is."""
+        if self._wholes and self._seen and not self._possible:
             log.info(
                 "%s: read as text, because of values such as %s: 7, 07 and 7.0 are three ids",
                 self.what,
                 some(self._odd),
             )
-        return "text"
 
 
 def lost_digits(what: str, example: str, more: str = "") -> DataError:

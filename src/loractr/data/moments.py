@@ -8,6 +8,9 @@ A moment without a zone is in UTC, a date is its midnight. Dates that end in the
 microsecond is cut off.
 """
 
+import re
+from datetime import UTC, datetime
+
 import polars as pl
 
 _DATE = r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})"
@@ -25,6 +28,21 @@ def parsed(text: pl.Expr) -> pl.Expr:
     ['2026-03-01 00:00:00', '2026-03-01 00:09:00', 'None']
     """
     return text.map_batches(_parsed, return_dtype=pl.Datetime("us"), is_elementwise=True)
+
+
+def moment(text: str) -> datetime:
+    """One moment, with its zone if the text has one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        found: datetime | None = pl.select(parsed(pl.lit(pl.Series([text])))).item()
+        if found is None:
+            raise
+    return found.replace(tzinfo=UTC) if re.search(rf"{_ZONE}\s*$", text[10:]) else found
 
 
 def text(values: pl.Series) -> pl.Series:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 from pydantic import Field as Bound
 
 from loractr.data import gaps, scaling, sketch
@@ -62,6 +63,7 @@ class SplitProfile(Record):
 class Profile(Record):
     """What a model was trained on."""
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")
     format: Literal[1] = 1
     """Version of this layout."""
     train: SplitProfile

@@ -211,13 +211,19 @@ def _by_column(split: ColumnSplit, staged: Staged, schema: Schema, keep: Keep) -
     lists = (split.train, split.validation, split.test)
     given = Reading(None, schema.missing_values)
     reading = _reading(staged, split.column, keep, "`split`", given)
-    listed = pl.Series([canonical.text(v) for values in lists for v in values], dtype=pl.String)
-    names = canonical.ids(listed, "`split`", Reading(reading.id_type))
+    listed = [
+        (text, place)
+        for place, values in enumerate(lists)
+        for value in values
+        for text in canonical.declared(value, reading.id_type)
+    ]
+    texts = pl.Series([text for text, _ in listed], dtype=pl.String)
+    names = canonical.ids(texts, "`split`", Reading(reading.id_type))
     if twice := repeated(str(name) for name in names.to_list()):
         problem = f"split: a value belongs to one split only; listed twice: {some(twice)}"
         raise ConfigError([problem])
     vocabulary = Vocabulary(names)
-    code = np.repeat(np.arange(3, dtype=np.uint8), [len(values) for values in lists])
+    code = np.array([place for _, place in listed], dtype=np.uint8)
     found = np.full(staged.rows, DROPPED, dtype=np.uint8)
     for rows, frame in staged.batches([split.column], keep):
         index = vocabulary.encode(column_of(frame, split.column), what="`split`", reading=reading)

@@ -141,7 +141,7 @@ def _integer_key(value: int) -> int:
 
 def _ticks(text: str, dtype: pl.Date | pl.Datetime) -> int:
     """Days or, by the column's unit, milli-, micro- or nanoseconds since 1970, rounded up."""
-    when = datetime.fromisoformat(text)
+    when = moments.moment(text)
     zone = dtype.time_zone if isinstance(dtype, pl.Datetime) else None
     if when.tzinfo is None:
         when = when.replace(tzinfo=ZoneInfo(zone or "UTC"))

@@ -82,11 +82,16 @@ class IdCounts:
             return self._given
         return replace(self._given, id_type=self.types.decided())
 
-    def table(self) -> pl.DataFrame:
-        """As `ValueCounts.table`, of canonical ids."""
+    def tell(self) -> None:
+        """Say what the values were taken for, where that may surprise."""
+        if self._given.id_type is None:
+            self.types.tell()
         if self._gaps:
             named = (f"{text} ({count:,})" for text, count in self._gaps.most_common())
             log.info("%s: read as missing, by data.missing_values: %s", self.what, some(named))
+
+    def table(self) -> pl.DataFrame:
+        """As `ValueCounts.table`, of canonical ids."""
         id_type = self.reading().id_type
         assert id_type is not None
         counts = self._counts.table()

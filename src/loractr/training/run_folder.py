@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,28 @@ def refuse_what_is_there(out: Path) -> None:
 
 @contextmanager
 def nothing_left_of_a_false_start(out: Path) -> Iterator[None]:
-    """A run that fails before its first checkpoint has nothing to go on from: `out` is emptied, so
-    that the same command works once the cause is mended."""
+    """A run that fails before its first checkpoint has nothing to go on from: what it wrote is
+    removed, so that the same command works once the cause is mended. Other files of `out` stay."""
     try:
         yield
     except BaseException:
         if not _has_checkpoint(out):
-            shutil.rmtree(out)
+            _remove(out)
         raise
+
+
+def _remove(out: Path) -> None:
+    for name in ("checkpoint", "artifact"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (
+        "history.jsonl",
+        ".predictions.parquet.partial",
+        "predictions.parquet",
+        "config.yaml",
+    ):
+        (out / name).unlink(missing_ok=True)
+    with suppress(OSError):  # it holds something else, or is a link
+        out.rmdir()
 
 
 def check_data(out: Path, identity: Identity) -> None:

@@ -95,7 +95,7 @@ def test_the_nearest_name_is_alike_whatever_its_case(name, known, expected):
     assert told == (f"did you mean {expected!r}?" if expected else f"there are {some(known)}")
 
 
-@given(st.lists(st.text(), max_size=12), st.integers(1, 9))
+@given(st.lists(st.text(max_size=80), max_size=12), st.integers(1, 9))
 def test_some_names_are_the_first_ones_and_a_count(names, limit):
     told = some(names, limit)
     more = len(names) - limit

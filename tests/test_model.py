@@ -203,6 +203,7 @@ def test_an_unfitted_schema_is_refused():
         build(run_config({"name": "mix"}), unfitted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_it_compiles_to_one_graph_for_batches_of_any_size(name):
     torch.compiler.reset()
@@ -212,6 +213,7 @@ def test_it_compiles_to_one_graph_for_batches_of_any_size(name):
         torch.testing.assert_close(compiled(batch(rows)), made(batch(rows)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_it_exports_strictly_with_a_dynamic_number_of_rows(name):
     made, rows = model(name).eval(), batch(6)

@@ -318,6 +318,7 @@ def test_no_rows_have_no_logits_and_no_gradient(name, widths):
     assert all(p.grad is None or not p.grad.any() for p in backbone.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_compiles_without_a_graph_break(name):
     torch.compiler.reset()

@@ -321,6 +321,7 @@ def test_batch_norm_and_dropout_come_with_the_tower(name, options):
     assert not torch.equal(seeds[0], seeds[2])
 
 
+@pytest.mark.slow
 @variants
 def test_it_compiles_to_one_graph_with_the_same_values(name, options):
     torch.compiler.reset()

@@ -157,6 +157,7 @@ def test_no_compiler_and_a_compiler_that_fails_are_told_apart(monkeypatch, tmp_p
         native.build()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_built", "compiled")
 def test_a_compiler_may_be_named_with_flags_of_its_own(monkeypatch):
     compiler = next(filter(shutil.which, native.COMPILERS))
@@ -170,6 +171,7 @@ def test_another_source_or_processor_has_a_library_of_its_own(monkeypatch):
     assert compiling.place() != before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_built", "compiled")
 def test_the_verb_builds_and_says_what_is_used():
     def kernels(verb):

@@ -38,7 +38,8 @@ def place() -> Path:
     $LORACTR_CACHE or where it is without that variable; else the one that would be built."""
     target = build_target()
     usual = usual_cache_folder() / target.relative_to(cache_folder())
-    if not os.path.exists(target) and os.path.exists(usual):  # Path.exists raises where one may not look
+    # Path.exists raises where one may not look
+    if not os.path.exists(target) and os.path.exists(usual):
         return usual
     return target
 

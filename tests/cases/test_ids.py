@@ -10,7 +10,7 @@ from cases.shop_log import config, loractr, shop_log, write_config
 from loractr.artifact import load
 from loractr.config import parse_config
 from loractr.data.prepare import prepare
-from loractr.errors import DataError
+from loractr.errors import ConfigError, DataError
 
 TEMPORAL = {"kind": "temporal", "column": "ts", "fractions": [0.8, 0.1, 0.1]}
 PER_USER = {"kind": "per_user", "column": "user_id", "order": "ts"}
@@ -272,3 +272,56 @@ def test_repeats_of_whole_rows_are_found_among_amounts_too(tmp_path):
     prepared = prepare(parse_config(values).data, tmp_path / "p")
     rows = sum(len(prepared.rows(name)) for name in ("train", "validation", "test"))
     assert rows == log.unique().height
+
+
+def test_an_amount_that_is_missing_in_two_ways_is_one_row(tmp_path):
+    log = shop_log(100).with_columns(x=pl.lit(None, dtype=pl.Float64))
+    again = log.with_columns(x=pl.lit(float("nan")))
+    pl.concat([log, again]).write_parquet(tmp_path / "log.parquet")
+    values = config(tmp_path / "log.parquet", deduplicate=True)
+    prepared = prepare(parse_config(values).data, tmp_path / "p")
+    rows = sum(len(prepared.rows(name)) for name in ("train", "validation", "test"))
+    assert rows == log.unique().height
+
+
+def test_a_group_cannot_list_what_is_missing(tmp_path):
+    division = {"column": "shop", "groups": {"A": ["a"], "B": ["b", "NULL"]}, "rest": "C"}
+    with pytest.raises(ConfigError, match="groups list 'NULL', which missing_values says"):
+        parse_config(config(tmp_path / "log.csv", divisions={"shop": division}))
+
+
+def test_clicks_and_negatives_agree_on_who_is_who(tmp_path):
+    """Parts with 1 and with 1.0, and blanks before ids: no pair is both, as with clean ids."""
+    rng = np.random.default_rng(0)
+    clicks = pl.DataFrame(
+        {
+            "user_id": rng.integers(1, 40, 400),
+            "item_id": rng.integers(95, 135, 400),
+            "shop": rng.choice(["a", "b"], 400),
+        }
+    )
+    (tmp_path / "logs").mkdir()
+    floats = clicks.tail(200).with_columns(pl.col("user_id", "item_id").cast(pl.Float64))
+    clicks.head(200).write_csv(tmp_path / "logs" / "a.csv")
+    floats.with_columns(shop=" " + pl.col("shop")).write_csv(tmp_path / "logs" / "b.csv")
+    clicks.write_parquet(tmp_path / "log.parquet")
+    drawn = []
+    for path in (tmp_path / "logs", tmp_path / "log.parquet"):
+        values = config(
+            path,
+            fields=["user_id", "item_id"],
+            negatives={"user": "user_id", "item": "item_id"},
+            split={"kind": "column", "column": "split"},
+        )
+        del values["data"]["label"]
+        prepared = prepare(parse_config(values).data, tmp_path / f"p{len(drawn)}")
+        drawn.append(prepared)
+    for name in ("train", "validation", "test"):
+        there, here = drawn[0].rows(name), drawn[1].rows(name)
+        for column in ("ids", "domains", "label"):
+            assert (getattr(there, column) == getattr(here, column)).all()
+    rows = np.concatenate(
+        [np.c_[p.ids, p.label] for p in (drawn[0].rows(n) for n in ("train", "validation", "test"))]
+    )
+    pairs = {(*row[:3],) for row in rows.astype(int).tolist()}
+    assert len(pairs) == len(rows)

@@ -77,3 +77,16 @@ def test_a_missing_label_is_refused_whatever_the_rule(rule, tmp_path):
 def test_a_rule_compares_text_for_equality_only(rule):
     with pytest.raises(ValueError, match=r"compar"):
         parse_config(config("log.csv", label={"column": "click", "positive": rule}))
+
+
+@pytest.mark.parametrize("rule", [">= 0.7", "== 0.3", "> 0.3", "<= 0.6"])
+def test_small_floats_are_compared_as_they_are_written(rule, tmp_path):
+    """0.7 as a Float32 is not 0.699999988: as pandas reads the same log from text."""
+    scores = [round(0.1 * (n % 10), 1) for n in range(200)]
+    log = shop_log(200).with_columns(click=pl.Series(scores, dtype=pl.Float32))
+    log.write_parquet(tmp_path / "log.parquet")
+    values = config(tmp_path / "log.parquet", label={"column": "click", "positive": rule})
+    prepared = prepare(parse_config(values).data, tmp_path / "p")
+    sign, bound = rule.split()
+    asked = {">=": float.__ge__, "==": float.__eq__, ">": float.__gt__, "<=": float.__le__}[sign]
+    assert positives(prepared) == sum(asked(score, float(bound)) for score in scores)

@@ -185,6 +185,8 @@ def check_every_form(sort, data, tmp_path):
         (["True", "2"], "text"),
         (["2026-03-01", "2026/03/02 12:00 UTC"], "time"),
         (["2026-03-01", "20260302"], "text"),
+        (["00:24", "00:25:00.5"], "time"),
+        (["00:24", "2026-03-01"], "text"),
         (["a"], "text"),
         ([], "text"),
     ],
@@ -212,6 +214,13 @@ def test_the_type_is_decided_by_all_values(values, id_type):
         ("text", ["007", "7", "2.0", "2", "1e3"], ["007", "7", "2.0", "2", "1e3"]),
         ("text", [2.0, 2.5], ["2.0", "2.5"]),
         ("time", ["2026-03-01T00:00Z", "soon"], ["2026-03-01", "soon"]),
+        ("time", [dt.time(0, 24)], ["00:24:00"]),
+        (
+            "time",
+            ["0:24", "00:24:00.000000000", "00:24:00.50"],
+            ["00:24:00", "00:24:00", "00:24:00.5"],
+        ),
+        ("text", [" a", "a ", "a"], ["a", "a", "a"]),
     ],
 )
 def test_values_are_read_one_by_one(reading, values, ids):
@@ -227,6 +236,13 @@ def test_ids_that_a_float_has_rounded_are_refused(values):
         canonical.ids(
             pl.Series("x", values), "field 'x'", canonical.decided(pl.Series(values), "field 'x'")
         )
+
+
+@pytest.mark.parametrize("values", [["007", "12"], ["+4930", "12"], ["1e3", "7"]])
+def test_digits_that_are_no_numbers_are_no_amounts(values):
+    types = IdTypes("field 'x'")
+    types.observe(pl.Series(values))
+    assert not types.are_decimals
 
 
 def test_without_a_type_ids_are_read_as_before():

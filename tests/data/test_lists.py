@@ -50,6 +50,13 @@ def test_lists_of_text_are_read_as_python_writes_them(words):
         ("[a|b|c]", "|", ["a", "b", "c"]),
         ("[new york, paris]", None, ["new york", "paris"]),
         ("['a' 'b']", None, ["a", "b"]),
+        ("(103, 107)", None, ["103", "107"]),
+        ("(103,)", ",", ["103"]),
+        ("{103,107}", None, ["103", "107"]),
+        ("{103}", ",", ["103"]),
+        ("(unknown)", ",", ["(unknown)"]),
+        ("array([1, 2])", ",", ["1", "2"]),
+        ("array(['a', 'b'], dtype=object)", None, ["a", "b"]),
         ("[]", None, []),
         ("[ ]", ",", []),
         ("", ",", []),
@@ -74,3 +81,12 @@ def test_text_without_brackets_needs_a_separator():
     values = pl.Series("tags", ["a|b", "[c]"])
     with pytest.raises(DataError, match=r"text such as 'a\|b'"):
         canonical.bags(values, Field(name="tags", kind="sequence"), Reading("text"))
+
+
+@pytest.mark.parametrize("text", ["[[1, 2], [3]]", "[0 1 2 ... 7 8 9]", "[1, 2, ..., 9]"])
+def test_lists_of_lists_and_lists_that_were_cut_short_are_refused(text):
+    values = pl.Series("tags", [text, "[1]"])
+    for separator in (None, ","):
+        field = Field(name="tags", kind="sequence", separator=separator)
+        with pytest.raises(DataError, match="reads sequences from column 'tags' of text such as"):
+            canonical.bags(values, field, Reading("text"))

@@ -290,7 +290,7 @@ def test_a_column_says_the_split_whatever_its_type(split_of):
 
 def test_a_column_value_without_a_place_is_refused_by_name_and_row(split_of):
     table = pl.DataFrame({"s": ["train", "dev", "test", None]})
-    with pytest.raises(DataError, match=r"holds 'dev', 'None' \(rows 1, 3, counted from 0\)"):
+    with pytest.raises(DataError, match=r"holds 'dev' \(rows 1, 3, counted from 0\)"):
         split_of(table, kind="column", column="s", validation=[])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,10 @@ def as_frame(rows: RawRows) -> pl.DataFrame:
     if isinstance(rows, pl.DataFrame):
         return rows
     try:
-        if isinstance(rows, Mapping):
-            return pl.DataFrame([_column(name, values) for name, values in rows.items()])
-        return pl.DataFrame(rows, infer_schema_length=None)
+        if not isinstance(rows, Mapping):
+            names = dict.fromkeys(name for row in rows for name in row)
+            rows = {name: [row.get(name) for row in rows] for name in names}
+        return pl.DataFrame([_column(name, values) for name, values in rows.items()])
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(
             f"these rows make no table: {str(error)[:300]}",
@@ -157,7 +159,33 @@ def as_frame(rows: RawRows) -> pl.DataFrame:
 
 
 def _column(name: str, values: Sequence[Any]) -> pl.Series:
-    try:
+    if isinstance(values, np.ndarray | pl.Series):
         return pl.Series(name, values)
-    except TypeError:  # as rows, polars finds a type for all of them
-        return pl.DataFrame([{name: value} for value in values], infer_schema_length=None)[name]
+    plain = [_plain(value) for value in values]
+    kinds = {type(value) for value in plain} - {type(None)}
+    if kinds == {int, float} and all(abs(value) < 2**53 for value in plain if type(value) is int):
+        return pl.Series(name, plain, dtype=pl.Float64, strict=False)
+    if len(kinds) < 2:
+        try:
+            return pl.Series(name, plain)
+        except (TypeError, pl.exceptions.PolarsError):  # lists, of values of several types
+            pass
+    return pl.Series(name, [_written(value) for value in plain])
+
+
+def _plain(value: Any) -> Any:
+    """A value of NumPy or Polars as one of Python."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value.to_list() if isinstance(value, pl.Series) else value
+
+
+def _written(value: Any) -> Any:
+    """A value as text, so that it can stand in a column with values of other types."""
+    if isinstance(value, list | tuple):
+        return [_written(one) for one in value]
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, date):  # a datetime is one
+        return value.isoformat()
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -72,7 +72,8 @@ def ids(values: pl.Series, what: str, reading: Reading = AS_BEFORE) -> pl.Series
 
 
 def spelled(values: pl.Series, what: str, missing: Sequence[str] = ()) -> pl.Series:
-    """`values` as Int64 or text, so that nothing of how they were written is lost.
+    """`values` as Int64 or text, so that nothing of how they were written is lost but blanks around
+    them.
 
     Raises:
         DataError: As `ids`.
@@ -81,7 +82,7 @@ def spelled(values: pl.Series, what: str, missing: Sequence[str] = ()) -> pl.Ser
     if dtype in _INT64:
         return values.cast(pl.Int64)
     if dtype in _WRITTEN:
-        return without(values.cast(pl.String), missing)
+        return without(values.cast(pl.String), missing).str.strip_chars()
     if dtype in _TEXT:
         return values.cast(pl.String)
     if dtype in (pl.Date, pl.Datetime):
@@ -107,8 +108,9 @@ def read(spelled_: pl.Series, what: str, id_type: IdType) -> pl.Series:
         return _integers(values, what)
     if id_type == "boolean":
         return _booleans(values, "true", "false")
-    parsed = pl.select(moments.parsed(pl.lit(values))).to_series()
-    return moments.text(parsed).zip_with(parsed.is_not_null(), values).alias(values.name)
+    parsed, clock = moments.series(values), moments.clock(values)
+    texts = moments.text(parsed).zip_with(parsed.is_not_null(), clock)
+    return texts.zip_with(texts.is_not_null(), values).alias(values.name)
 
 
 def decided(values: pl.Series, what: str, missing: tuple[str, ...] = ()) -> Reading:
@@ -241,6 +243,8 @@ def numbers(
             fix=fix.replace("clean the column", "use a column of numbers"),
         )
     values = without(values, missing)
+    if values.dtype == pl.Float32:  # .7 is .7, as in a text file, and not .699999988
+        values = values.cast(pl.String)
     parsed = (_plain(values) if values.dtype == pl.String else values).cast(
         pl.Float64, strict=False
     )
@@ -299,10 +303,11 @@ def _lists_in_text(values: pl.Series, field: Field, reading: Reading) -> pl.Seri
         pieces = values.str.split(field.separator)
         return pieces.list.eval(pl.element().filter(pl.element() != ""))
     values = without(values, reading.missing)
-    if field.separator is None:
-        odd = values.filter(~values.str.contains(r"(?s)^\s*(?:\[.*\])?\s*$"))
-        if len(odd):
-            raise _no_lists(field, f"column {values.name!r} of text such as {odd[0][:40]!r}")
+    odd = values.filter(values.str.contains(lists.UNREADABLE))
+    if not len(odd) and field.separator is None:
+        odd = values.filter(~lists.is_list(values) & (values.str.strip_chars() != ""))
+    if len(odd):
+        raise _no_lists(field, f"column {values.name!r} of text such as {odd[0][:40]!r}")
     return lists.split(values, field.separator)
 
 

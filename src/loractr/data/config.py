@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field as Bound
 from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
+from loractr.errors import some
 from loractr.schema import Division, Field, Label, Record
 
 Fractions = tuple[
@@ -220,6 +221,17 @@ class DataConfig(Record):
         per_file = ("amazon-2014", "amazon-2018", "taobao-theme")
         if self.domains is not None and self.source not in per_file:
             raise ValueError(f"domains: means nothing for source {self.source!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_hold_values(self) -> Self:
+        for name, division in self.divisions.items():
+            listed = [str(value) for group in (division.groups or {}).values() for value in group]
+            if gaps := sorted({*listed} & {*self.missing_values}):
+                raise ValueError(
+                    f"divisions.{name}: groups list {some(gaps)}, which missing_values says are no"
+                    " values: take them off one of the two"
+                )
         return self
 
     @field_validator("missing_values")

@@ -39,15 +39,16 @@ def first_of_each(
         name: canonical.Reading(found.decided(exact=False), missing)
         for name, found in types.items()
     }
+    amounts = {name for name, found in types.items() if found.are_decimals}
     keys = [f"key {place}" for place in range(len(columns))]  # a name like ^id$ is a pattern
 
     def read(frame: pl.DataFrame, name: str) -> pl.Series:
-        reading = readings.get(name)
-        return (
-            column_of(frame, name)
-            if reading is None
-            else canonical.ids(column_of(frame, name), name, reading)
-        )
+        values = column_of(frame, name)
+        if name in amounts:
+            return canonical.without(values, missing).cast(pl.Float64, strict=False)
+        if name in readings:
+            return canonical.ids(values, name, readings[name])
+        return values.fill_nan(None) if values.dtype.is_float() else values
 
     batches = (
         pl.DataFrame(

@@ -57,7 +57,9 @@ class ByNumber:
 
     def find(self, values: pl.Series, rows: Positions) -> Domains:
         """Domain of each number (N,), -1 where it is missing and no training row was."""
-        numbers = canonical.numbers(values, self.what, rows, self.missing_values)
+        numbers = canonical.numbers(
+            values, self.what, rows, self.missing_values, fix="clean the column."
+        )
         cell = np.searchsorted(np.array(self.thresholds), numbers, side="right")
         return np.where(np.isnan(numbers), self.missing, cell).astype(np.int32)
 

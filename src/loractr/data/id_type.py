@@ -2,7 +2,7 @@
 
     integer   every value is a whole number: 52, 52.0, "52", "52.0"
     boolean   every value is true or false in any spelling, or 0 and 1 beside such
-    time      every value is a date or a moment (`moments`)
+    time      every value is a date or a moment, or every value a time of day (`moments`)
     text      anything else, so one "007" or one "2.5" among whole numbers is enough
 
 A file may write the same id in several ways: pandas turns whole numbers into 52.0 where a column
@@ -26,6 +26,7 @@ TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 """Spellings of the two, in lower case."""
 
 _NUMBER = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
+_FRACTION = r"\.\d*[1-9]|[eE]-"  # within a number
 _SCIENTIFIC = r"^-?\d(?:\.\d+)?e\+\d{2,}$"  # as Python and pandas write floats from 1e16 on
 
 
@@ -41,6 +42,8 @@ class IdTypes:
         self._seen = False
         self._possible: set[IdType] = {"integer", "boolean", "time"}
         self._numbers = self._floats = True  # whether all are numbers; as a column of floats writes
+        self._fractions = False  # whether some have one
+        self._moments = self._clocks = True  # of times: all moments, or all times of day
         self._wholes = 0
         self._odd: list[str] = []  # the first values that are no whole numbers
 
@@ -60,12 +63,15 @@ class IdTypes:
         self._only("integer", whole)
         self._only("boolean", values.str.strip_chars().str.to_lowercase().is_in([*TRUE, *FALSE]))
         if "time" in self._possible:
-            parsed = pl.select(moments.parsed(pl.lit(values))).to_series()
-            self._only("time", parsed.is_not_null())
+            self._moments &= bool(moments.series(values).is_not_null().all())
+            self._clocks &= bool(moments.clock(values).is_not_null().all())
+            if not (self._moments or self._clocks):
+                self._possible.discard("time")
         others = values.filter(~whole)
         if len(others):
             self._odd = [*self._odd, *others.head(3).to_list()][:3]
             self._numbers &= bool(others.str.contains(_NUMBER).all())
+            self._fractions |= bool(others.str.contains(_FRACTION).any())
             self._floats &= bool(others.str.contains(_SCIENTIFIC).all())
 
     def _only(self, id_type: IdType, fits: pl.Series) -> None:
@@ -75,7 +81,7 @@ class IdTypes:
     @property
     def are_decimals(self) -> bool:
         """Whether every value is a number, and some have a fraction: amounts rather than ids."""
-        return self._seen and bool(self._odd) and self._numbers and not self._possible
+        return self._fractions and self._numbers and not self._possible
 
     def decided(self, *, exact: bool = True) -> IdType:
         """The type; text for a column without values.

@@ -2,7 +2,8 @@
 
 a|b|c   a, b                cut at the field's separator, blanks around the pieces aside
 [103, 107]   ["i1", "i2"]   a list as JSON, Python or Java writes it
-['a' 'b']   [1 2 3]         as NumPy does
+['a' 'b']   [1 2 3]         as NumPy does, also array([1, 2, 3])
+(103, 107)   {103, 107}     a tuple, a set, an array of PostgreSQL
 """
 
 import ast
@@ -11,21 +12,25 @@ from contextlib import suppress
 
 import polars as pl
 
+_ARRAY = r"(?s)^array\((\[.*\])(?:,\s*dtype=[^()]*)?\)$"
+_LIST = r"(?s)^(?:\[.*\]|\{[^{}:]*\}|\([^()]*,[^()]*\))$"
+UNREADABLE = r"(?s)^\s*(?:array\()?\[\s*\[|[\[,\s]\.\.\.[\],\s]"
+"""Lists of lists, and lists that NumPy has cut short."""
 _PIECE = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^,\s"']+"""
 
 
 def split(text: pl.Series, separator: str | None) -> pl.Series:
     """The ids of each text (N,), as lists of text; null where the text is null.
 
-    A text in square brackets is a list by itself; any other is cut at `separator`, and without one
-    holds one id. Empty pieces between separators are left out, `""` within brackets is not.
+    A text in brackets is a list by itself; any other is cut at `separator`, and without one holds
+    one id. Empty pieces between separators are left out, `""` within brackets is not.
 
     >>> split(pl.Series(["a, b", '["c, d", 7]', "[]"]), ",").to_list()
     [['a', 'b'], ['c, d', '7'], []]
     """
     texts = text.unique(maintain_order=True)
-    stripped = texts.str.strip_chars()
-    listed = (stripped.str.starts_with("[") & stripped.str.ends_with("]")).fill_null(False)
+    stripped = texts.str.strip_chars().str.replace(_ARRAY, "$1")
+    listed = stripped.str.contains(_LIST).fill_null(False)
     parts = pl.DataFrame({"text": texts, "whole": stripped, "listed": listed})
     found = parts.select(
         "text",
@@ -35,6 +40,11 @@ def split(text: pl.Series, separator: str | None) -> pl.Series:
         found, on="text", how="left", maintain_order="left", nulls_equal=True
     )
     return joined["ids"].alias(text.name)
+
+
+def is_list(text: pl.Series) -> pl.Series:
+    """Whether each text is a list by itself, in brackets."""
+    return text.str.strip_chars().str.replace(_ARRAY, "$1").str.contains(_LIST)
 
 
 def _cut(separator: str | None) -> pl.Expr:
@@ -48,7 +58,7 @@ def _cut(separator: str | None) -> pl.Expr:
 def _bracketed(separator: str | None) -> pl.Expr:
     """The pieces between the brackets, at commas or at the field's separator; quotes taken off."""
     text = pl.col("whole")
-    inner = text.str.slice(1, text.str.len_chars() - 2).str.strip_chars()
+    inner = text.str.slice(1, text.str.len_chars() - 2).str.strip_chars().str.strip_suffix(",")
     quoted = inner.str.contains(r"""^["']|[,\s]["']""")
     numbers = inner.str.contains(r"^[-+.\deE\s]*$")  # without commas: NumPy's
     own = separator if separator is not None and separator.strip(" ,") else ","

@@ -27,7 +27,7 @@ def parsed(text: pl.Expr) -> pl.Expr:
     >>> [str(moment) for moment in pl.select(parsed(pl.lit(texts))).to_series()]
     ['2026-03-01 00:00:00', '2026-03-01 00:09:00', 'None']
     """
-    return text.map_batches(_parsed, return_dtype=pl.Datetime("us"), is_elementwise=True)
+    return text.map_batches(series, return_dtype=pl.Datetime("us"), is_elementwise=True)
 
 
 def moment(text: str) -> datetime:
@@ -39,7 +39,7 @@ def moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        found: datetime | None = pl.select(parsed(pl.lit(pl.Series([text])))).item()
+        found: datetime | None = series(pl.Series([text])).item()
         if found is None:
             raise
     return found.replace(tzinfo=UTC) if re.search(rf"{_ZONE}\s*$", text[10:]) else found
@@ -54,12 +54,26 @@ def text(values: pl.Series) -> pl.Series:
     if isinstance(values.dtype, pl.Datetime) and values.dtype.time_zone is not None:
         values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     full = values.cast(pl.Datetime("us")).dt.strftime("%Y-%m-%d %H:%M:%S%.6f")
-    trimmed = full.str.replace(r"(\.\d*?)0+$", "$1").str.strip_suffix(".")
-    return trimmed.str.strip_suffix(" 00:00:00")
+    return _trimmed(full).str.strip_suffix(" 00:00:00")
 
 
-def _parsed(text: pl.Series) -> pl.Series:
-    """The usual form fast, the others one after the other by a pattern."""
+def _trimmed(text: pl.Series) -> pl.Series:
+    """Without zeros at the end of a fraction."""
+    return text.str.replace(r"(\.\d*?)0+$", "$1").str.strip_suffix(".")
+
+
+def clock(text: pl.Series) -> pl.Series:
+    """Times of day as text: `00:24:00`, `00:24:00.25`; null where it is none.
+
+    >>> clock(pl.Series(["0:24", "00:24:00.250", "24:00", "noon"])).to_list()
+    ['00:24:00', '00:24:00.25', None, None]
+    """
+    read = series("1970-01-01 " + text.str.strip_chars()).dt.strftime("%H:%M:%S%.6f")
+    return _trimmed(read)
+
+
+def series(text: pl.Series) -> pl.Series:
+    """As `parsed`, of a series. The usual form fast, the others by a pattern."""
     usual = text.str.replace("T", " ", literal=True).str.strip_suffix("Z")
     moment = usual.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
     other = (moment.is_null() & text.is_not_null()).arg_true()

@@ -118,8 +118,8 @@ def _label_fix(values: pl.Series, label: Label) -> str:
     known = values.drop_nulls().unique(maintain_order=True).head(3).cast(pl.String).to_list()
     likely = [value for word in _YES for value in known if value.strip().lower() == word]
     rule = f"== {likely[0].strip()}" if likely and len(known) == 2 else ">= 4"
-    column = label.column if likely and len(known) == 2 else "rating"
-    return f'say which rows are positive, e.g. `label: {{column: {column}, positive: "{rule}"}}`.'
+    said = f'`label: {{column: {label.column}, positive: "{rule}"}}`'
+    return f"say in the configuration which rows are positive, e.g. {said}."
 
 
 def weights(values: pl.Series, rows: Positions, missing: Sequence[str] = ()) -> NDArray[np.float32]:

@@ -229,14 +229,24 @@ def _by_column(split: ColumnSplit, staged: Staged, schema: Schema, keep: Keep) -
         index = vocabulary.encode(column_of(frame, split.column), what="`split`", reading=reading)
         unknown = index == 0
         if unknown.any():
-            values = column_of(frame, split.column).filter(unknown).unique(maintain_order=True)
-            raise DataError(
-                f"split column {split.column!r} holds {some(values.head(9).to_list())}"
-                f" ({at(rows[unknown])}), which `split` gives no place.",
-                fix="list each value of the column in `train`, `validation` or `test` of `split`.",
-            )
+            raise _placeless(column_of(frame, split.column).filter(unknown), rows[unknown])
         found[rows] = code[index - 1]
     return found
+
+
+def _placeless(values: pl.Series, rows: Positions) -> DataError:
+    column = values.name.strip()
+    if values.null_count() == len(values):
+        return DataError(
+            f"split column {column!r} is missing in {len(values)} rows ({at(rows)}).",
+            fix="drop those rows, or write into the column what they are for.",
+        )
+    listed = values.drop_nulls().unique(maintain_order=True).head(9).to_list()
+    return DataError(
+        f"split column {column!r} holds {some(listed)} ({at(rows)}), which `split` gives no place.",
+        fix="list each value of the column in `train`, `validation` or `test` of `split`; those of"
+        " `missing_values` are none.",
+    )
 
 
 def _reading(staged: Staged, column: str, keep: Keep, what: str, given: Reading) -> Reading:

@@ -67,11 +67,12 @@ def stage(source: pl.LazyFrame, columns: Sequence[str], path: Path) -> Staged:
         source.select(chosen).sink_parquet(
             path, compression="lz4", statistics=False, row_group_size=BATCH_ROWS
         )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        if disk_is_full(error):
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if disk_is_full(error) or "KeyboardInterrupt" in str(error):
             raise
+        reason = str(error).strip().splitlines()[0][:300]
         raise DataError(
-            f"the source cannot be read: {error}", fix="correct the file, or fetch it again."
+            f"the source cannot be read: {reason}", fix="correct the file, or fetch it again."
         ) from error
     rows = pq.read_metadata(path).num_rows
     if not rows:

@@ -36,7 +36,7 @@ def keys(values: pl.Series, rows: Positions) -> Keys:
         )
     if values.dtype in (pl.Date, pl.Datetime) or values.dtype.is_integer():
         if values.dtype in (pl.UInt64, pl.Int128, pl.UInt128):
-            values = values.cast(pl.Int64)
+            values = _narrow(values, rows)
         return values.to_physical().cast(pl.Int64).to_numpy().view(np.uint64) ^ _SIGN
     if values.dtype.is_float() or values.dtype == pl.Decimal:
         bits = (values.cast(pl.Float64).to_numpy() + 0.0).view(np.uint64)  # -0.0 becomes 0.0
@@ -101,15 +101,23 @@ class Clock:
         return self._possible[0]
 
 
-def _moments(text: pl.Series) -> pl.Series:
-    return pl.select(moments.parsed(pl.lit(text))).to_series().alias(text.name)
-
-
 _FORMS: dict[str, Callable[[pl.Series], pl.Series]] = {
     "whole numbers": lambda text: text.str.strip_chars().cast(pl.Int64, strict=False),
     "numbers": lambda text: text.str.strip_chars().cast(pl.Float64, strict=False),
-    "moments": _moments,
+    "moments": moments.series,
 }
+
+
+def _narrow(values: pl.Series, rows: Positions) -> pl.Series:
+    narrow = values.cast(pl.Int64, strict=False)
+    if narrow.null_count():
+        wrong = narrow.is_null().to_numpy()
+        raise DataError(
+            f"time column {values.name!r}: {values.filter(pl.Series(wrong))[0]} is no time"
+            f" ({at(rows[wrong])}).",
+            fix="drop those rows before preparing, or write a missing value there.",
+        )
+    return narrow
 
 
 def moment(value: Moment, dtype: pl.DataType, column: str) -> int:

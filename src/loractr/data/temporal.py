@@ -66,11 +66,10 @@ class Clock:
     def observe(self, values: pl.Series) -> None:
         """Take in a batch of times (N,) as text."""
         texts = without(values, self.missing).drop_nulls().unique(maintain_order=True)
-        for form in tuple(self._possible):
-            lost = texts.filter(_FORMS[form](texts).is_null())
-            if len(lost):
-                self._possible.remove(form)
-                self._odd = lost.head(3).to_list()
+        lost = {form: texts.filter(_FORMS[form](texts).is_null()) for form in self._possible}
+        self._possible = [form for form, odd in lost.items() if not len(odd)]
+        if any(map(len, lost.values())):  # those that do not fit the form that most others have
+            self._odd = min(filter(len, lost.values()), key=len).head(3).to_list()
 
     @property
     def dtype(self) -> pl.DataType:

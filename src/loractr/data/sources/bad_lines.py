@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from loractr.data.sources.readings import DATE, MOMENT, NUMBER, WHOLE, Reading, known, unread
+from loractr.data.sources.readings import NUMBER, WHOLE, Reading, known, unread
 from loractr.data.sources.text_file import (
     NOT_UTF_8,
     SAY_ENCODING,
@@ -82,10 +82,7 @@ def _advice(value: str, reading: Reading, form: TextForm) -> str | None:
             'with `decimal: ","` no number may hold a point: leave that setting out, or write'
             " thousands without a mark."
         )
-    first = "correct or remove that line"
-    if reading in (DATE, MOMENT):
-        first = "write dates with the year first, as 2026-01-31"
     return (
-        f"{first}; or, if {value[:40]!r} stands for a missing value, list it in `missing_values` in"
-        " the data section."
+        f"correct or remove that line; or, if {value[:40]!r} stands for a missing value, list it in"
+        " `missing_values` in the data section."
     )

@@ -43,7 +43,6 @@ class Parts:
         self,
         *,
         numbers: Iterable[str] = (),
-        times: Iterable[str] = (),
         labels: Iterable[str] = (),
         needed: Collection[str] | None = None,
         refuse_empty: bool = True,
@@ -60,7 +59,6 @@ class Parts:
             text.frame,
             self.form,
             numbers=[name for name in numbers if name in text.types],
-            times=[name for name in times if name in text.types],
             labels=[name for name in labels if name in text.types],
         )
         full: list[Part] = []

@@ -1,4 +1,4 @@
-"""How the text of a column becomes values: as whole numbers, numbers, dates or moments.
+"""How the text of a column becomes values: as whole numbers or as numbers.
 
 Which of them is decided from all values of the column, in one pass.
 """
@@ -10,7 +10,6 @@ from typing import Any
 import polars as pl
 from polars import selectors as cs
 
-from loractr.data import moments
 from loractr.data.sources.text_form import TextForm
 
 
@@ -49,21 +48,9 @@ def _comma_number(text: pl.Expr, strict: bool) -> pl.Expr:
     return _number(plain, strict)
 
 
-def _date(text: pl.Expr, strict: bool) -> pl.Expr:
-    return text.str.to_date("%F", strict=strict)
-
-
-def _moment(text: pl.Expr, _: bool) -> pl.Expr:
-    return moments.parsed(text)  # never an error: the check finds what is none
-
-
 WHOLE = Reading("a whole number", pl.Int64(), _whole)
 NUMBER = Reading("a number", pl.Float64(), _number)
 COMMA_NUMBER = Reading("a number with a decimal comma", pl.Float64(), _comma_number)
-DATE = Reading("a date like 2026-01-31", pl.Date(), _date)
-MOMENT = Reading(
-    "a date like 2026-01-31 or a moment like 2026-01-31T12:00:00Z", pl.Datetime("us"), _moment
-)
 
 Readings = Mapping[str, Reading]
 """Column → how it is read; columns that are not named stay text."""
@@ -93,7 +80,6 @@ def decide(
     form: TextForm,
     *,
     numbers: Collection[str] = (),
-    times: Collection[str] = (),
     labels: Collection[str] = (),
 ) -> Readings:
     """How to read columns of `text`.
@@ -102,13 +88,11 @@ def decide(
         text: All values of the table, as text.
         form: How they are written.
         numbers: Numbers: whole ones where every value is.
-        times: Whole numbers, numbers, or dates, where every value is one; else what the first
-            value is: a number, or a moment.
         labels: Numbers if the first value is one; else they stay text.
     """
     number = COMMA_NUMBER if form.decimal == "," else NUMBER
-    columns = list(dict.fromkeys((*numbers, *times, *labels)))
-    facts = _facts(text, columns, times, form)
+    columns = list(dict.fromkeys((*numbers, *labels)))
+    facts = _facts(text, columns, form)
     if facts is None:
         return dict.fromkeys(numbers, number)
     readings: dict[str, Reading] = {}
@@ -117,22 +101,16 @@ def decide(
             readings[name] = WHOLE
         elif name in numbers or _can_read(facts[f"first {place}"], number):
             readings[name] = number
-        elif name in times:
-            readings[name] = DATE if facts[f"dates {place}"] else MOMENT
     return readings
 
 
-def _facts(
-    text: pl.LazyFrame, columns: list[str], times: Collection[str], form: TextForm
-) -> dict[str, Any] | None:
-    """Of each column, by its place: the first value, whether all are whole numbers, and of times
-    whether all are dates. None when the lines cannot be read: the check will say which."""
+def _facts(text: pl.LazyFrame, columns: list[str], form: TextForm) -> dict[str, Any] | None:
+    """Of each column, by its place: the first value, and whether all are whole numbers. None when
+    the lines cannot be read: the check will say which."""
     facts = []
     for place, name in enumerate(columns):
         facts.append(cs.by_name(name).drop_nulls().first().alias(f"first {place}"))
         facts.append((~unread(name, WHOLE)).all().alias(f"whole {place}"))
-        if name in times:
-            facts.append((~unread(name, DATE)).all().alias(f"dates {place}"))
     try:
         asked = known(text, columns, form).select(facts)
         return asked.collect(engine="streaming").row(0, named=True) if facts else {}

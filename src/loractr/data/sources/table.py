@@ -2,8 +2,8 @@
 
 `path` is a file, a folder, or a pattern such as `logs/day-*.parquet`; parts are read in the order
 of their names. What a file is, its first bytes say. A Parquet column is what its type says. A CSV
-column that is used as an id is read as text, so that no digit of it gets lost; one that is used as
-a number or a time is parsed.
+column that is used as a number is parsed; any other is text, so that no digit of an id gets lost,
+and a column means the same in training and in scoring, whatever the split does with it.
 """
 
 import logging
@@ -43,7 +43,6 @@ def open_source(config: DataConfig) -> Table:
     whole = parts.checked(
         numbers=number_columns(fields, config.divisions.values(), config.weight),
         labels=label_columns(label),
-        times=_times(config),
         needed=_needed(config, fields, label),
     )
     return Table(
@@ -83,7 +82,6 @@ def scan(
     path: Path,
     *,
     numbers: Iterable[str] = (),
-    times: Iterable[str] = (),
     labels: Iterable[str] = (),
     form: TextForm = STANDARD,
     needed: Collection[str] | None = None,
@@ -94,7 +92,6 @@ def scan(
     Args:
         path: Parquet files, or CSV files with a header; folders `key=value` are columns, too.
         numbers: Text columns to parse as numbers: whole ones where every value is, else float64.
-        times: Text columns to parse as numbers, dates or moments.
         labels: Text columns to parse as numbers if the first value is one.
         form: How CSV files are written.
         needed: Columns whose types must go together in all parts; all when absent.
@@ -105,7 +102,7 @@ def scan(
         MalformedLineError: a CSV line that cannot be read, with its number.
     """
     whole = open_parts(path, form).checked(
-        numbers=numbers, times=times, labels=labels, needed=needed, refuse_empty=refuse_empty
+        numbers=numbers, labels=labels, needed=needed, refuse_empty=refuse_empty
     )
     return whole.frame
 

@@ -245,6 +245,29 @@ def test_a_bare_field_means_the_same_in_both_formats(tmp_path):  # bare-field-cs
     assert sizes[0][2] == ("numerical", 0)
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_field_is_of_the_kind_of_its_own_column(tmp_path, kind):
+    log = LOG.select("click", "shop", "user_id", a="shop", b="price")
+    getattr(log, f"write_{kind}")(tmp_path / f"log.{kind}")
+    fields = [
+        {"name": "a", "column": "b"},
+        {"name": "b", "column": "a"},
+        {"name": "price", "column": "b"},
+        {"name": "hashed", "column": "b", "hash_buckets": 10},
+        "user_id",
+    ]
+    prepared(tmp_path / f"log.{kind}", tmp_path, fields=fields)
+    found = open_prepared(tmp_path / "out").schema.fields
+    assert {field.name: (field.kind, field.source_column) for field in found} == {
+        "a": ("numerical", "b"),
+        "b": ("categorical", "a"),
+        "price": ("numerical", "b"),
+        "hashed": ("categorical", "b"),
+        "user_id": ("categorical", "user_id"),
+        "domain_shop": ("categorical", "domain_shop"),
+    }
+
+
 def test_init_reads_what_prepare_reads(tmp_path):
     for name, content in {
         "semicolon.csv": CSV.replace(",", ";").encode(),

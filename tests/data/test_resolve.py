@@ -81,6 +81,13 @@ def test_a_field_of_another_name_reads_the_sources_column():
     assert [f.source_column for f in resolved(fields=fields).fields[:2]] == ["age", "age"]
 
 
+def test_a_field_named_like_another_column_is_of_the_kind_of_its_own():
+    fields = [{"name": "cost", "column": "tags"}, {"name": "tags", "column": "age"}]
+    cost, tags = resolved(fields=fields, domain_as_field=False).fields
+    assert (cost.kind, cost.source_column, cost.separator) == ("sequence", "tags", ",")
+    assert (tags.kind, tags.source_column, tags.separator) == ("categorical", "age", None)
+
+
 def test_a_column_that_the_source_does_not_offer_can_be_spelt_out():
     (field,) = resolved(fields=[{"name": "raw", "min_count": 3}], domain_as_field=False).fields
     assert (field.source_column, field.min_count) == ("raw", 3)

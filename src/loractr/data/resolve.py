@@ -15,7 +15,8 @@ def resolve(config: DataConfig, table: Table) -> Schema:
     """The schema that `config` asks of `table`.
 
     A name in `config.fields` is the source's field of that name; a field spelt out is laid over the
-    source's field of the same name or column. Fields, divisions and label default to the source's.
+    source's field of the same column or, where it says none, of the same name. Fields, divisions
+    and label default to the source's.
     With `domain_as_field` the natural division becomes one more field, `domain_<division>`, which
     reads no column: its value is the domain itself.
 
@@ -77,7 +78,9 @@ def _field(
             problems.append(f"data.fields: {_unknown('field', item, table.fields, problems)}")
             return None
         return Field(name=item)
-    base = table.fields.get(item.name) or table.fields.get(item.source_column)
+    base = table.fields.get(item.name)
+    if item.column and (base is None or base.source_column != item.column):
+        base = table.fields.get(item.column)
     if base is None:
         return item
     try:

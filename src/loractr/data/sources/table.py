@@ -24,7 +24,10 @@ from loractr.schema import Division, Field, Kind, Label
 
 log = logging.getLogger(__name__)
 
-_ONLY_OF_IDS = {"min_count", "hash_buckets", "embedding_size", "pretrained", "trainable", "id_type"}
+_SAYS_KIND = {
+    *("kind", "min_count", "hash_buckets", "embedding_size", "pretrained", "trainable", "id_type"),
+}
+"""Options that say what a field is: those but the first are of ids only."""
 
 
 def open_source(config: DataConfig) -> Table:
@@ -39,7 +42,7 @@ def open_source(config: DataConfig) -> Table:
     label = config.label or Label()
     parts = open_parts(config.path, TextForm.of(config))
     kinds = _kinds(config.fields, parts)
-    fields = [_spelt_out(item, kinds) for item in config.fields]
+    fields = [_spelt_out(item, kinds, parts.text.types) for item in config.fields]
     whole = parts.checked(
         numbers=number_columns(fields, config.divisions.values(), config.weight),
         labels=label_columns(label),
@@ -50,7 +53,8 @@ def open_source(config: DataConfig) -> Table:
         fields={
             name: Field(name=name, kind=kinds.get(name) or _kind(dtype))
             for name, dtype in whole.types.items()
-        },
+        }
+        | {field.name: field for field in fields if field.column},
         default_fields=(),
         divisions=(),
         label=label,
@@ -118,31 +122,34 @@ def kind_of(path: Path) -> str:
 
 
 def _kinds(items: Iterable[str | Field], parts: Parts) -> dict[str, Kind]:
-    """The kinds of the columns of those fields that do not say theirs: by their options if these
-    are of ids, else by the values."""
-    types = parts.text.types
-    silent = [Field(name=item) if isinstance(item, str) else item for item in items]
-    silent = [field for field in silent if "kind" not in field.model_fields_set]
-    silent = [field for field in silent if field.source_column in types]
-    open_ones = {f.source_column: None for f in silent if not f.model_fields_set & _ONLY_OF_IDS}
-    kinds = decide_kinds(parts.text, open_ones, parts.form)
+    """The kinds, by their values, of the columns of those fields that do not say theirs."""
+    fields = [Field(name=item) if isinstance(item, str) else item for item in items]
+    silent = [field for field in fields if not field.model_fields_set & _SAYS_KIND]
+    there = {f.source_column: None for f in silent if f.source_column in parts.text.types}
+    kinds = decide_kinds(parts.text, there, parts.form)
     numbers = [name for name, kind in kinds.items() if kind == "numerical"]
     if numbers:
         log.info(
             "fields read as numbers, since they have fractions and say no `kind`: %s",
             some(name[:40] for name in numbers),
         )
-    ids = {field.source_column for field in silent} - open_ones.keys()
-    return kinds | {
-        name: "sequence" if _kind(types[name]) == "sequence" else "categorical" for name in ids
-    }
+    return kinds
 
 
-def _spelt_out(item: str | Field, kinds: Mapping[str, Kind]) -> Field:
+def _spelt_out(
+    item: str | Field, kinds: Mapping[str, Kind], types: Mapping[str, pl.DataType]
+) -> Field:
+    """The field with its kind: the one that it says, of ids if it has options of these, or the one
+    of its column."""
     field = Field(name=item) if isinstance(item, str) else item
     if "kind" in field.model_fields_set:
         return field
-    return field.model_copy(update={"kind": kinds.get(field.source_column, "categorical")})
+    column = field.source_column
+    kind = kinds.get(column, "categorical")
+    if field.model_fields_set & _SAYS_KIND:
+        lists = column in types and _kind(types[column]) == "sequence"
+        kind = "sequence" if lists else "categorical"
+    return field.model_copy(update={"kind": kind})
 
 
 def _kind(dtype: pl.DataType) -> Kind:

@@ -80,6 +80,11 @@ def parquet() -> bytes:
         ("log.csv", CSV.encode("utf-32")),
         ("log.csv", gzip.compress(CSV.encode("utf-16"))),
         ("log.csv", CSV.encode("utf-8-sig")),
+        ("log.csv", ("sep=;\n" + CSV.replace(",", ";")).encode()),
+        ("log.csv", ('"sep=^"\n\n' + CSV.replace(",", "^")).encode()),
+        ("log.csv", ("SEP=\t\n" + CSV.replace(",", "\t")).replace("\n", "\r\n").encode("utf-16")),
+        ("log.csv", gzip.compress(("sep=,\n" + CSV).replace("\n", "\r").encode())),
+        ("log.csv", ("  \n\n" + CSV.replace(",", ";")).encode()),
         ("log.csv", ("," + CSV.replace("\n", "\n0,")).encode()[:-2]),  # csv-index-column
     ],
 )
@@ -243,6 +248,31 @@ def test_a_bare_field_means_the_same_in_both_formats(tmp_path):  # bare-field-cs
         sizes.append([(field.kind, field.size) for field in schema.fields])
     assert sizes[0] == sizes[1]
     assert sizes[0][2] == ("numerical", 0)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("blank", ["", "  "])
+@pytest.mark.parametrize("place", [0, 1, 5, 601])
+def test_a_blank_line_changes_no_kind(tmp_path, usual, end, blank, place):
+    lines = CSV.splitlines()
+    lines[place:place] = [blank, blank]
+    (tmp_path / "log.csv").write_bytes((end.join(lines) + end).encode())
+    fields = ["user_id", "price"]
+    assert prepared(tmp_path / "log.csv", tmp_path, fields=fields)[:2] == usual
+    assert [field.kind for field in open_prepared(tmp_path / "out").schema.fields[:2]] == [
+        "categorical",
+        "numerical",
+    ]
+
+
+@pytest.mark.parametrize("above", [["sep=,"], ["", "  "], ["sep=,", ""]])
+def test_lines_above_the_header_are_counted(tmp_path, above):
+    lines = [*above, *CSV.splitlines()]
+    lines[len(above) + 5] += ",more"
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    assert f"line {len(above) + 6}: " in refused(tmp_path / "log.csv", tmp_path)
+    (tmp_path / "log.csv").write_text("\n".join([*above, CSV.replace("price", "shop", 1)]))
+    assert f"line {len(above) + 1}: the header names" in refused(tmp_path / "log.csv", tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -55,6 +55,7 @@ def text(file: TextFile) -> pl.LazyFrame:
         separator=file.form.separator or ",",
         quote_char=file.form.quote or None,
         eol_char=file.line_end,
+        skip_lines=file.above,
         new_columns=names,
         infer_schema=False,
         glob=False,
@@ -110,6 +111,7 @@ def _well_shaped_rows(file: TextFile) -> int:
     )
     wide = 4 * sum(len(name) + 1 for name in file.columns)
     blocks = pyarrow.csv.ReadOptions(
+        skip_rows=file.above,
         autogenerate_column_names=True,  # the header is a row, too: a name may be there twice
         block_size=max(_BLOCK, wide),
     )

@@ -3,8 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
@@ -20,6 +21,8 @@ SAY_ENCODING = (
 )
 SAY_QUOTE = 'correct that line; or say `quote: ""` in the data section, if no value is quoted.'
 _POLARS_UNPACKS = (None, "gzip", "zstd")
+_SAYS_SEPARATOR = re.compile(r'"?sep=([\t -!#-~])"?(?:\r\n|\r|\n)', re.IGNORECASE)
+"""What Excel takes for an order and no row, in the first line."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class TextFile:
     """Names of the columns; empty where one has none."""
     line_end: str = "\n"
     """`\\n`, in which `\\r\\n` ends too, or `\\r` alone."""
+    above: int = 0
+    """Number of lines above the header: blank ones, and Excel's `sep=;`."""
 
     @property
     def named(self) -> list[str]:
@@ -45,20 +50,22 @@ class TextFile:
         return [name for name in self.columns if name]
 
     def records(self) -> Iterator[tuple[int, list[str], str]]:
-        """(its first line, values, the text itself) of each record: the header, rows, blank lines.
+        """(its first line, values, the text itself) of each record from the header on: rows and
+        blank lines.
 
         Raises:
             MalformedLineError: quotes do not match, so that there are no records.
         """
         raw: list[str] = []
-        line = 1
+        line = self.above + 1
         try:
             with self._lines() as file:
-                records = csv.reader(_remembering(file, raw), strict=True, **self.form.dialect)
+                lines = _remembering(islice(file, self.above, None), raw)
+                records = csv.reader(lines, strict=True, **self.form.dialect)
                 while (values := next(records, None)) is not None:
                     yield line, values, "".join(raw)
                     raw.clear()
-                    line = records.line_num + 1
+                    line = self.above + records.line_num + 1
         except csv.Error as error:
             problem = f"quotes do not match ({error})"
             raise MalformedLineError(self.path, line, problem, fix=SAY_QUOTE) from None
@@ -85,7 +92,7 @@ class TextFile:
                     file.write(raw.encode("utf-8", "surrogateescape"))
 
         copy = copies.copied(self.text, f"without blank lines {self.form.dialect}", write)
-        return replace(self, text=copy, packing=None)
+        return replace(self, text=copy, packing=None, above=0)
 
     def _lines(self) -> IO[str]:
         """The text, with bytes that are not UTF-8 as lone surrogates."""
@@ -111,8 +118,11 @@ def opened(path: Path, form: TextForm = STANDARD) -> TextFile:
         packing = content.packing if unpacks else None
     else:
         text, packing = copies.in_utf8(path, content.packing, encoding), None
-    separator = form.separator or _separator(path, beginning.removeprefix("\ufeff"), form)
-    return _with_header(TextFile(path, text, packing, replace(form, separator=separator)))
+    beginning = beginning.removeprefix("\ufeff")
+    said = _SAYS_SEPARATOR.match(beginning)
+    separator = form.separator or (said[1] if said else _separator(path, beginning, form))
+    file = TextFile(path, text, packing, replace(form, separator=separator), above=1 if said else 0)
+    return _with_header(file)
 
 
 def is_utf_8(text: str) -> bool:
@@ -149,6 +159,7 @@ def _with_header(file: TextFile) -> TextFile:
     line, columns, raw = next(
         (record for record in file.records() if not file.is_blank(record[2])), (1, [], "")
     )
+    file = replace(file, above=line - 1)
     if not is_utf_8(raw):
         raise MalformedLineError(file.path, line, NOT_UTF_8, fix=SAY_ENCODING)
     names = tuple(name if name.strip() else "" for name in columns)
@@ -165,7 +176,7 @@ def _with_header(file: TextFile) -> TextFile:
     return file
 
 
-def _remembering(lines: IO[str], raw: list[str]) -> Iterator[str]:
+def _remembering(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
     for line in lines:
         raw.append(line)
         yield line

@@ -86,7 +86,7 @@ class TextForm:
         widths: list[int] = []
         try:
             for record in records:
-                widths += [len(record)] if record else []
+                widths += [len(record)] if any(map(str.strip, record)) else []
                 if len(widths) == _SAMPLE:
                     return widths
         except csv.Error:

@@ -200,6 +200,16 @@ def test_a_column_that_no_one_needs_may_differ_as_it_likes(tmp_path, caplog):
         (["1.0", "2"], "categorical"),
         (["1.5", "x"], "categorical"),
         (["1.5", "inf"], "categorical"),
+        (["1.5", "1e999"], "categorical"),
+        (["1.5", "nan"], "categorical"),
+        (["007", "2.5"], "categorical"),
+        (["-07.5", "2.5"], "categorical"),
+        (["0.75", "0", "-0.5", " .5 ", "1e-3"], "numerical"),
+        (["True", "0.5"], "categorical"),
+        (["false", "0.5"], "categorical"),
+        (["+4930123456", "2.5"], "categorical"),
+        (["+2.5", "1"], "numerical"),
+        (["[0.1, 0.2]", "[]"], "sequence"),
         (["", "NA"], "categorical"),
         (["[1, 2]", "[]"], "sequence"),
         (["[1, 2]", "1"], "categorical"),
@@ -213,6 +223,24 @@ def test_the_kind_of_a_field_is_what_its_values_are(values, kind):
     frame = pl.DataFrame({"^x$": values})
     part = Part(Path("log"), frame.lazy(), dict(frame.schema))
     assert decide_kinds(part, ["^x$"], TextForm(missing=("NA",))) == {"^x$": kind}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1,5", "2"], "numerical"),
+        (["1,0", "2"], "categorical"),
+        (["1.5", "2"], "categorical"),
+        (["1.234,5", "2"], "categorical"),
+        (["007,5", "2"], "categorical"),
+        (["[1, 2]"], "sequence"),
+        (["[1.5, 2.5]"], "sequence"),
+    ],
+)
+def test_the_kind_of_a_field_follows_the_decimal_mark(values, kind):
+    frame = pl.DataFrame({"x": values})
+    part = Part(Path("log"), frame.lazy(), dict(frame.schema))
+    assert decide_kinds(part, ["x"], TextForm(decimal=",")) == {"x": kind}
 
 
 @pytest.mark.parametrize(

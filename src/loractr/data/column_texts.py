@@ -27,13 +27,16 @@ DRESSED = "numbers with signs that no number has (write them as 1234.5)"
 TIME_OF_DAY = "a time of day (its hour may be an input)"
 """Why a time without a date is none."""
 
+NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
+"""What a number looks like."""
+PADDED = r"^-?0\d|^\+\d{6,}$"
+"""Digits that are a name, like 007 and +4930123: then no value of the column is a number."""
+
 SEPARATORS = ("|", ";", ",", " ")
 _NEARLY = 0.9  # of the values must fit, for the others to be mistakes
 _SOME, _HARDLY = 2_000, 0.1  # different texts to look at first, and how many of them must fit
 _ENTRY = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^,\s"']+"""
 _WHOLE = r"^-?(?:0|[1-9]\d*)(?:\.0*)?$"
-_NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
-_PADDED = r"^-?0\d|^\+\d{6,}$"  # 007 and +4930123 are names, not numbers
 _COMMA = r"^[+-]?\d+(?:,\d+)?$"
 _UNIT = r"(?:[€$£¥%]|EUR|USD|GBP|CNY|RMB)"
 _DRESSED = (
@@ -99,7 +102,7 @@ def read(texts: pl.Series, *, expects_number: bool) -> Written:
 def are_fractions(pieces: pl.Series) -> bool:
     """Whether the pieces of lists are numbers, some of them no whole ones."""
     fractions = pieces.str.contains(r"\.\d*[1-9]|[eE]-")
-    return len(pieces) > 0 and bool(pieces.str.contains(_NUMBER).all() and fractions.any())
+    return len(pieces) > 0 and bool(pieces.str.contains(NUMBER).all() and fractions.any())
 
 
 class _Texts:
@@ -143,7 +146,7 @@ class _Texts:
 
     def unread(self) -> Written | None:
         """Numbers, times and lists in a form that is not read, if the texts are such."""
-        any_number = f"{_DRESSED}|{_NUMBER}|{_COMMA}"
+        any_number = f"{_DRESSED}|{NUMBER}|{_COMMA}"
         dressed = self._share(_DRESSED) > 0.02 and self._share(any_number) >= _NEARLY
         if dressed or (self.expects_number and self._share(_THOUSANDS) == 1):
             return self.written("unfit", unfit=DRESSED)
@@ -209,7 +212,7 @@ def _wholes(known: pl.Series) -> pl.Series:
 
 
 def _numbers(known: pl.Series) -> pl.Series:
-    return _matching(known, _NUMBER).cast(pl.Float64, strict=False)
+    return _matching(known, NUMBER).cast(pl.Float64, strict=False)
 
 
 def _numbers_with_comma(known: pl.Series) -> pl.Series:
@@ -231,7 +234,7 @@ def _times(known: pl.Series) -> pl.Series:
 def _matching(known: pl.Series, pattern: str) -> pl.Series:
     """The texts that match, null for the others; none match where one is a name of digits."""
     matches = known.str.contains(pattern)
-    if pattern in (_WHOLE, _NUMBER) and known.str.contains(_PADDED).any():
+    if pattern in (_WHOLE, NUMBER) and known.str.contains(PADDED).any():
         matches = matches & False
     return known.set(~matches, None)
 

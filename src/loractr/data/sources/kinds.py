@@ -3,6 +3,9 @@
 sequence      lists, also as text in brackets
 numerical     numbers, at least one of them with a fraction
 categorical   everything else: whole numbers (also those that a gap made float), text, times
+
+What looks like a number is what `column_texts` says, as for `loractr init`: true, 007 and +4930123
+are none, and one of them makes all values of its column names.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +13,8 @@ from collections.abc import Callable, Iterable
 import polars as pl
 from polars import selectors as cs
 
-from loractr.data.sources.readings import COMMA_NUMBER, NUMBER, WHOLE, Reading, known, unread
+from loractr.data.column_texts import NUMBER, PADDED
+from loractr.data.sources.readings import WHOLE, known, pointed, unread
 from loractr.data.sources.text_form import TextForm
 from loractr.data.sources.union import Part
 from loractr.schema import Kind
@@ -35,20 +39,24 @@ def decide_kinds(rows: Part, columns: Iterable[str], form: TextForm) -> dict[str
         if isinstance(kind, pl.String | pl.Categorical | pl.Enum)
     ]
     text = known(rows.frame.select(cs.by_name(texts).cast(pl.String)), texts, form)
-    numbers += _numbers(text, texts, COMMA_NUMBER if form.decimal == "," else NUMBER)
     lists += _lists(text, texts)
+    if form.decimal == ",":
+        text = text.with_columns(pointed(cs.by_name(texts).as_expr()))
+    numbers += _numbers(text, texts)
     return kinds | dict.fromkeys(numbers, "numerical") | dict.fromkeys(lists, "sequence")
 
 
-def _numbers(text: pl.LazyFrame, names: list[str], reading: Reading) -> list[str]:
+def _numbers(text: pl.LazyFrame, names: list[str]) -> list[str]:
     """The columns that hold numbers, at least one with a fraction. The first rows rule out names,
     the cheaper question whole numbers."""
 
     def number(name: str) -> pl.Expr:
-        return reading.parse(cs.by_name(name).as_expr(), False)
+        return cs.by_name(name).cast(pl.Float64, strict=False)
 
     def are_numbers(name: str) -> pl.Expr:
-        return ~(unread(name, reading) | number(name).is_infinite().fill_null(False)).any()
+        column = cs.by_name(name).as_expr()
+        named = column.str.contains(PADDED) | number(name).is_infinite()
+        return column.str.contains(NUMBER).all() & ~named.any()
 
     names = _where(text.head(_SAMPLE), names, are_numbers)
     names = _where(text, names, lambda name: unread(name, WHOLE).any())

@@ -43,9 +43,12 @@ def _number(text: pl.Expr, strict: bool) -> pl.Expr:
 
 
 def _comma_number(text: pl.Expr, strict: bool) -> pl.Expr:
+    return _number(pointed(text), strict)
+
+
+def pointed(text: pl.Expr) -> pl.Expr:
     """The decimal comma becomes a point; a point, as in 1.234,5, something unreadable."""
-    plain = text.str.replace_all(".", "?", literal=True).str.replace(",", ".", literal=True)
-    return _number(plain, strict)
+    return text.str.replace_all(".", "?", literal=True).str.replace(",", ".", literal=True)
 
 
 WHOLE = Reading("a whole number", pl.Int64(), _whole)

@@ -153,6 +153,7 @@ def test_options_that_cannot_be_are_refused(tmp_path, said, problem):
 
 
 HALVES = LOG.head(300), LOG.tail(300)
+THIRDS = [LOG.slice(start, 200) for start in (0, 200, 400)]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,44 @@ def test_a_part_that_is_empty_is_left_out(tmp_path, usual, empty):  # parts-csv-
     *found, said = prepared(tmp_path / "logs", tmp_path)
     assert tuple(found) == usual
     assert "a.csv" in said
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a.csv", "a.csv.gz"),
+        ("a.csv.ZST", "a.csv.gz"),
+        ("dt=1/a.b.csv", "dt=1/a.b.tsv"),
+        ("a.parquet", "a.pq"),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["", "**/*"])
+def test_a_file_beside_its_packed_copy_is_refused(tmp_path, one, other, pattern):
+    for name in (one, other):
+        (tmp_path / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "logs" / name).write_text(CSV)
+    message = refused(tmp_path / "logs" / pattern, tmp_path)
+    assert f"holds the same rows twice, by their names: {one!r}, {other!r}" in message
+
+
+def test_files_whose_names_differ_are_not_the_same(tmp_path, usual):
+    for name, rows in zip(("dt=1/a.0.csv", "dt=1/a.1.csv.gz", "dt=2/a.1.csv"), THIRDS, strict=True):
+        (tmp_path / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "logs" / name).write_text(rows.write_csv())
+    (tmp_path / "logs" / "dt=1" / "a.0.csv.txt").write_text("Written by hand.")
+    assert prepared(tmp_path / "logs", tmp_path)[:1] == usual[:1]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_value_may_be_long(tmp_path, usual, place):
+    """In the header, the first row, or the second."""
+    lines = [line + ",x" for line in CSV.splitlines()]
+    lines[place] = lines[place][:-1] + "x" * 200_000
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    assert prepared(tmp_path / "log.csv", tmp_path)[:2] == usual
+    lines[300] += ",more"
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    assert "line 301: expected 7 values" in refused(tmp_path / "log.csv", tmp_path)
 
 
 def test_parts_of_csv_may_be_written_in_different_ways(tmp_path, usual):
@@ -350,6 +389,27 @@ def test_predict_does_not_care_what_the_label_holds(tmp_path, artifact, label): 
     refusal = loractr("evaluate", artifact, tmp_path / "new.csv")
     assert refusal.exit_code == 1
     assert "label" in refusal.stderr
+
+
+def test_threads_share_the_folder_of_temporary_copies(tmp_path):
+    paths = []
+    for number in range(8):
+        paths.append(tmp_path / f"{number}.csv")
+        paths[-1].write_bytes(CSV.encode("utf-16"))
+    program = f"""
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from loractr.data.sources.table import scan
+sys.setswitchinterval(1e-6)
+with ThreadPoolExecutor(8) as pool:
+    print([len(f.collect()) for f in pool.map(scan, map(Path, {list(map(str, paths))}))])
+"""
+    environment = {"TMPDIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    assert ran.stdout.decode().strip() == str([600] * 8)
 
 
 def test_temporary_copies_go_when_the_program_ends(tmp_path):

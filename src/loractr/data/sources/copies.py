@@ -1,4 +1,6 @@
-"""Temporary copies of files that Polars cannot read as they are; they go when the program ends."""
+"""Temporary copies of files that Polars cannot read as they are. They go when the program ends, but
+stay where it is killed.
+"""
 
 import codecs
 import os
@@ -7,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 from loractr.data.aside import disk_is_full
@@ -16,10 +19,16 @@ from loractr.errors import DataError, MalformedLineError
 _BLOCK = 1 << 20
 _copies: dict[tuple[object, ...], Path] = {}
 _numbers = count()
+_lock = Lock()
+
+
+def _folder() -> Path:
+    with _lock:  # else each of two threads makes one, and the one not kept goes with its copy
+        return Path(_made().name)
 
 
 @cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
+def _made() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="loractr-")
 
 
@@ -38,7 +47,7 @@ def copied(path: Path, what: str, write: Callable[[IO[bytes]], None]) -> Path:
     key = (path.absolute(), status.st_size, status.st_mtime_ns, what)
     if key in _copies:
         return _copies[key]
-    copy = Path(_folder().name) / f"{next(_numbers)}-{os.getpid()}"
+    copy = _folder() / f"{next(_numbers)}-{os.getpid()}"
     try:
         with copy.open("xb") as file:
             write(file)

@@ -39,7 +39,7 @@ def find(path: Path) -> list[Found]:
     `READ`, `.txt` only where there is no other.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or one is there twice: `a.csv` beside `a.csv.gz`.
     """
     path = path.expanduser()
     if path.is_file():
@@ -53,16 +53,32 @@ def find(path: Path) -> list[Found]:
         wanted = [file for file in wanted if ending(file) != ".txt"]
     if not wanted:
         raise _nothing(path, files)
+    _refuse_twice(wanted, root)
     return [_found(file, root) for file in wanted]
 
 
 def ending(path: Path) -> str:
     """`.parquet`, `.pq`, `.csv`, `.tsv` or `.txt`, compressed or not; empty for any other."""
-    name = path.name.lower()
-    for packed in PACKED:
-        name = name.removesuffix(packed)
-    suffix = Path(name).suffix
+    suffix = Path(_unpacked_name(path).lower()).suffix
     return suffix if suffix in PARQUET + TEXT else ""
+
+
+def _unpacked_name(path: Path) -> str:
+    return path.stem if path.suffix.lower() in PACKED else path.name
+
+
+def _refuse_twice(files: list[Path], root: Path) -> None:
+    """Refuse two files of one kind whose names differ only in what stands for it and a packing."""
+    seen: dict[tuple[Path, bool], Path] = {}
+    for file in files:
+        key = file.with_name(_unpacked_name(file)).with_suffix(""), ending(file) in PARQUET
+        other = seen.setdefault(key, file)
+        if other is not file:
+            names = some(str(one.relative_to(root)) for one in (other, file))
+            raise DataError(
+                f"{root} holds the same rows twice, by their names: {names}.",
+                fix=f"move one of them away, or name the others by a pattern: *{file.suffix}",
+            )
 
 
 def _found(file: Path, root: Path) -> Found:

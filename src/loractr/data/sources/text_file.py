@@ -20,6 +20,7 @@ SAY_ENCODING = (
     "save it in UTF-8, or say its `encoding:` in the data section, such as latin-1 or gbk."
 )
 SAY_QUOTE = 'correct that line; or say `quote: ""` in the data section, if no value is quoted.'
+csv.field_size_limit(2**31 - 1)  # of a module's own 131,072 no other reader here knows
 _POLARS_UNPACKS = (None, "gzip", "zstd")
 _SAYS_SEPARATOR = re.compile(r'"?sep=([\t -!#-~])"?(?:\r\n|\r|\n)', re.IGNORECASE)
 """What Excel takes for an order and no row, in the first line."""

@@ -27,7 +27,7 @@ def raw_rows(scorer: "Scorer", data: Path, *, outcomes: bool) -> "pl.DataFrame":
 
     Args:
         scorer: The model that the rows are for.
-        data: A file, a folder or a pattern.
+        data: A file, or a folder of them.
         outcomes: Whether label and weight are read, too; else whatever they hold stays as it is.
 
     Raises:

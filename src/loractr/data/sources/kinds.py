@@ -83,8 +83,8 @@ def _is_fraction(number: pl.Expr) -> pl.Expr:
 
 
 def _where(frame: pl.LazyFrame, names: list[str], question: Callable[[str], pl.Expr]) -> list[str]:
-    """The columns of which `question` is true; none when there are bad lines: reading will name
-    the first."""
+    """The columns of which `question` is true; none when there are lines that Polars cannot read,
+    which the check that follows does not let pass."""
     if not names:
         return []
     asked = [question(name).alias(str(place)) for place, name in enumerate(names)]

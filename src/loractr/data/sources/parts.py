@@ -21,6 +21,7 @@ from loractr.errors import DataError, some
 log = logging.getLogger(__name__)
 
 STRING: pl.DataType = pl.String()
+_KEPT = 1024
 _INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -108,7 +109,7 @@ def open_parts(path: Path, form: TextForm) -> Parts:
         DataError: there is none, one cannot be read, or some are Parquet and some text.
         MalformedLineError: a header or the encoding of a text file is wrong.
     """
-    looked = [(found, look(found.path)) for found in find(path)]
+    looked = [(found, _beginning(found.path)) for found in find(path)]
     empty = [found.path for found, content in looked if not content.head]
     if len(empty) < len(looked):
         looked = [(found, content) for found, content in looked if content.head]
@@ -124,6 +125,12 @@ def open_parts(path: Path, form: TextForm) -> Parts:
     files = [(found, _opened(content, form)) for found, content in looked]
     _tell([file for _, file in files if isinstance(file, TextFile)])
     return Parts(files, replace(form, decimal=".") if ".parquet" in kinds else form)
+
+
+def _beginning(path: Path) -> Content:
+    """As `look`, with no more of the head than tells text from other files: there may be many."""
+    content = look(path)
+    return replace(content, head=content.head[:_KEPT])
 
 
 def _opened(content: Content, form: TextForm) -> TextFile | Part:

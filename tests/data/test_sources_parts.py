@@ -2,6 +2,7 @@
 
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import permutations
 from pathlib import Path
 
 import polars as pl
@@ -156,6 +157,46 @@ def test_types_are_widened_until_they_hold_all_values(tmp_path, one, other, both
             pl.DataFrame({"x": values}).write_parquet(tmp_path / f"{name}.parquet")
         found = table.scan(tmp_path).collect()["x"].to_list()
         assert found == (both if order[0] is one else both[::-1])
+
+
+@pytest.mark.parametrize(
+    ("types", "common"),
+    [
+        ([pl.Date(), pl.String(), pl.Int64()], pl.String()),
+        ([pl.List(pl.Date()), pl.List(pl.String()), pl.List(pl.Int8())], pl.List(pl.String())),
+        ([pl.Array(pl.Int8(), 2), pl.Array(pl.Int64(), 3), pl.Null()], pl.List(pl.Int64())),
+        ([pl.Boolean(), pl.Decimal(9, 2), pl.Int64()], pl.Decimal(38, 2)),
+        ([pl.Int64(), pl.UInt64(), pl.Int128()], pl.Int128()),
+        ([pl.Int64(), pl.UInt64(), pl.Float32()], pl.Float64()),
+        ([pl.Enum(["a"]), pl.Enum(["b"]), pl.Null()], pl.String()),
+        ([pl.Date(), pl.Datetime("ms"), pl.Datetime("ns")], pl.Datetime("us")),
+        ([pl.Date(), pl.Int64(), pl.Null()], None),
+        ([pl.Binary(), pl.String(), pl.Int64()], None),
+        ([pl.Duration(), pl.String(), pl.Int64()], None),
+        ([pl.List(pl.Int64()), pl.Int64(), pl.String()], None),
+        ([pl.Null()], pl.Null()),
+    ],
+)
+def test_the_order_of_parts_does_not_decide_the_type(types, common):
+    for order in permutations(types):
+        assert wider(*order) == common
+
+
+@pytest.mark.parametrize("order", [*permutations(["date", "text", "whole"])])
+def test_parts_of_any_order_are_one_table(tmp_path, order):
+    values = {"date": date(2026, 3, 1), "text": "soon", "whole": 7}
+    for place, sort in enumerate(order):
+        pl.DataFrame({"x": [values[sort]]}).write_parquet(tmp_path / f"{place}.parquet")
+    texts = {"date": "2026-03-01", "text": "soon", "whole": "7"}
+    found = table.scan(tmp_path).collect()["x"].to_list()
+    assert found == [texts[sort] for sort in order]
+
+
+def test_two_parts_that_do_not_go_together_are_named(tmp_path):
+    for name, value in {"a": None, "b": 1, "c": True, "d": date(2026, 3, 1)}.items():
+        pl.DataFrame({"x": [value]}).write_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"Int64 in \S*b\.parquet and Date in \S*d\.parquet"):
+        table.scan(tmp_path)
 
 
 NUMBERS = [

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,8 @@ from loractr.data import moments
 from loractr.errors import DataError, some
 
 log = logging.getLogger(__name__)
+
+_NEVER_TEXT = (pl.Binary, pl.Duration, pl.Object)
 
 
 @dataclass(frozen=True)
@@ -61,37 +64,39 @@ def together(
     return Part(parts[0].path, frames[0] if len(frames) == 1 else pl.concat(frames), types)
 
 
-def wider(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
-    """The type that holds all values of both, if there is one.
+def wider(*types: pl.DataType) -> pl.DataType | None:
+    """The type that holds all values of all `types`, in whatever order, if there is one.
 
-    >>> wider(pl.Int32(), pl.UInt8()), wider(pl.Int64(), pl.String()), wider(pl.Date(), pl.Int8())
-    (Int64, String, None)
+    >>> wider(pl.Int32(), pl.UInt8()), wider(pl.Date(), pl.Int8())
+    (Int64, None)
+    >>> wider(pl.Date(), pl.Int8(), pl.String())
+    String
     """
+    kinds = [kind for kind in dict.fromkeys(types) if kind != pl.Null]
     common: pl.DataType | None = None
-    if one == other or pl.Null in (one, other):
-        common = other if one == pl.Null else one
-    elif isinstance(one, pl.List | pl.Array) and isinstance(other, pl.List | pl.Array):
-        inner = wider(_inner(one), _inner(other))
+    if len(kinds) <= 1:
+        common = kinds[0] if kinds else pl.Null()
+    elif all(isinstance(kind, pl.List | pl.Array) for kind in kinds):
+        inner = wider(*(_inner(kind) for kind in kinds if isinstance(kind, pl.List | pl.Array)))
         common = None if inner is None else pl.List(inner)
-    elif one.is_nested() or other.is_nested() or pl.Binary in (one, other):
+    elif any(kind.is_nested() or kind in _NEVER_TEXT for kind in kinds):
         common = None
-    elif _is_text(one) or _is_text(other):
+    elif any(_is_text(kind) for kind in kinds):
         common = pl.String()
-    elif _is_number(one) and _is_number(other):
-        common = _wider_number(one, other)
-    elif {type(one), type(other)} <= {pl.Date, pl.Datetime}:
+    elif all(_is_number(kind) for kind in kinds):
+        common = _wider_number(kinds)
+    elif all(isinstance(kind, pl.Date | pl.Datetime) for kind in kinds):
         common = pl.Datetime("us")
     return common
 
 
-def _wider_number(one: pl.DataType, other: pl.DataType) -> pl.DataType:
-    decimal = next((kind for kind in (one, other) if isinstance(kind, pl.Decimal)), None)
-    if one.is_float() or other.is_float():
+def _wider_number(kinds: Sequence[pl.DataType]) -> pl.DataType:
+    if any(kind.is_float() for kind in kinds):
         return pl.Float64()
-    if decimal is not None:
-        scale = max(kind.scale for kind in (one, other) if isinstance(kind, pl.Decimal))
-        return pl.Decimal(38, scale)
-    wide = {pl.UInt64(), pl.Int128(), pl.UInt128()} & {one, other}
+    scales = [kind.scale for kind in kinds if isinstance(kind, pl.Decimal)]
+    if scales:
+        return pl.Decimal(38, max(scales))
+    wide = any(kind in (pl.UInt64, pl.Int128, pl.UInt128) for kind in kinds)
     return pl.Int128() if wide else pl.Int64()
 
 
@@ -113,22 +118,23 @@ Strays = dict[str, tuple[Part, Part]]
 
 def _common_types(parts: Sequence[Part]) -> tuple[dict[str, pl.DataType], Strays]:
     """The types of all columns, and the columns that have none, each with two parts that differ."""
-    types: dict[str, pl.DataType] = {}
-    first: dict[str, Part] = {}
-    strays: Strays = {}
+    found: dict[str, dict[pl.DataType, Part]] = {}
     for part in parts:
         for name, kind in part.types.items():
-            if name not in types:
-                types[name], first[name] = kind, part
-                continue
-            if kind is types[name]:
-                continue
-            common = wider(types[name], kind)
-            if common is None:
-                strays.setdefault(name, (first[name], part))
-            elif common != types[name]:
-                types[name], first[name] = common, part
-    return {name: kind for name, kind in types.items() if name not in strays}, strays
+            found.setdefault(name, {}).setdefault(kind, part)
+    types: dict[str, pl.DataType] = {}
+    strays: Strays = {}
+    for name, kinds in found.items():
+        common = wider(*kinds)
+        if common is not None:
+            types[name] = common
+            continue
+        strays[name] = next(
+            (kinds[one], kinds[other])
+            for one, other in combinations(kinds, 2)
+            if wider(one, other) is None
+        )
+    return types, strays
 
 
 def _as(part: Part, types: dict[str, pl.DataType]) -> pl.LazyFrame:

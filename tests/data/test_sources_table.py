@@ -98,6 +98,15 @@ def test_a_malformed_line_far_into_a_file_is_named(tmp_path):
         opened(path)
 
 
+def test_a_line_may_be_longer_than_a_block(tmp_path):
+    long = "x" * 20_000_000
+    path = write(tmp_path / "log.csv", f"user,price,label\na,1,0\n{long},2,1\nb,3,0\n")
+    assert opened(path).frame.collect()["user"].to_list() == ["a", long, "b"]
+    write(path, f"user,price,label\na,1,0\n{long},2,1\nb,3\n")
+    with pytest.raises(MalformedLineError, match="line 4"):
+        opened(path)
+
+
 def test_text_that_is_not_utf_8_is_named(tmp_path):
     path = tmp_path / "log.csv"
     path.write_bytes(b"user,price,label\na,1,0\n\xe9,2,1\n")

@@ -19,7 +19,7 @@ from loractr.data.sources.text_file import TextFile, opened
 from loractr.data.sources.text_form import STANDARD, TextForm
 from loractr.errors import DataError, some
 
-_BLOCK = 1 << 23
+_BLOCK, _LARGEST_BLOCK = 1 << 23, 1 << 30
 
 
 def scan(path: Path, readings: Readings, form: TextForm = STANDARD) -> pl.LazyFrame:
@@ -103,6 +103,16 @@ def _rows(file: TextFile, readings: Readings) -> int | None:
 
 def _well_shaped_rows(file: TextFile) -> int:
     """Number of rows. Raises ArrowInvalid unless all have as many values as the header."""
+    try:
+        return _rows_by_blocks(file, _BLOCK)
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):
+            raise
+        return _rows_by_blocks(file, _LARGEST_BLOCK)
+
+
+def _rows_by_blocks(file: TextFile, block: int) -> int:
+    """As `_well_shaped_rows`; a line longer than a block of so many bytes is an error, too."""
     parse = pyarrow.csv.ParseOptions(
         delimiter=file.form.separator,
         quote_char=file.form.quote or False,
@@ -113,7 +123,7 @@ def _well_shaped_rows(file: TextFile) -> int:
     blocks = pyarrow.csv.ReadOptions(
         skip_rows=file.above,
         autogenerate_column_names=True,  # the header is a row, too: a name may be there twice
-        block_size=max(_BLOCK, wide),
+        block_size=max(block, wide),
     )
     first = pyarrow.csv.ConvertOptions(include_columns=["f0"], column_types={"f0": pa.binary()})
     with (

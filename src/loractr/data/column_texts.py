@@ -105,6 +105,17 @@ def are_fractions(pieces: pl.Series) -> bool:
     return len(pieces) > 0 and bool(pieces.str.contains(NUMBER).all() and fractions.any())
 
 
+def are_values(texts: pl.Series) -> pl.Series:
+    """Whether each of the texts (N,), by itself, is a truth value, a number or a time.
+
+    >>> are_values(pl.Series(["0.5", "2026-03-01", "007", "price", "NA"])).to_list()
+    [True, True, False, False, False]
+    """
+    number = texts.str.contains(_NUMBER) & ~texts.str.contains(_PADDED)
+    number |= texts.str.contains(r"^[+-]?\d+,\d+$")
+    return number | _booleans(texts).is_not_null() | _times(texts).is_not_null()
+
+
 class _Texts:
     """The texts (R,) of a column, and guesses about them: by a part of the different ones first,
     by all of them where that part says yes."""

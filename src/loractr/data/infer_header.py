@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from loractr.data.column_names import shown
-from loractr.data.columns import examine
+from loractr.data.column_texts import are_values
 from loractr.data.sources import table
 from loractr.errors import DataError, MalformedLineError, some
 
@@ -36,8 +36,7 @@ def refuse_values_as_names(path: Path, sample: pl.DataFrame) -> None:
         DataError: the first line seems to hold values, or stands among the rows again.
     """
     names = [name.strip() for name in sample.columns]
-    read = [examine(pl.Series("name", [name])) for name in names]
-    like_values = [column.type in ("whole", "number", "time") for column in read]
+    like_values = are_values(pl.Series(names)).to_list()
     texts = [values.alias("").cast(pl.String) for values in sample]
     among = [one.eq_missing(name).any() for one, name in zip(texts, sample.columns, strict=True)]
     if any(like_values) and not _counted(names):

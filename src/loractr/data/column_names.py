@@ -5,6 +5,7 @@
 """
 
 import re
+from functools import lru_cache
 
 _IDS = {
     *("id", "ids", "code", "zip", "key", "hash", "type", "kind", "cat", "category", "class"),
@@ -81,9 +82,10 @@ EVENTS = ("event", "event_type", "event_name", "action", "action_type", "behavio
 """Names of columns whose values say what a user did."""
 
 
-def words(name: str) -> set[str]:
+@lru_cache(maxsize=1 << 14)
+def words(name: str) -> frozenset[str]:
     """The words of a name, in lower case."""
-    return set(re.split(r"[^a-z0-9]+", _snake(name))) - {""}
+    return frozenset(re.split(r"[^a-z0-9]+", _snake(name))) - {""}
 
 
 def shown(name: str, longest: int = 40) -> str:

@@ -4,7 +4,7 @@ Real files hold a few values that do not fit the others (`-` among prices), and 
 spellings. So a column is what nearly all of its values are, and what the others are is counted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +59,8 @@ _UNREAD_TIME = rf"^(?:{'|'.join(_UNREAD_TIMES)})"
 _OF_DAY = r"^\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?$"
 
 
+_ANY_NUMBER = f"{_DRESSED}|{NUMBER}|{_COMMA}"
+_LIST = r"(?s)^\[.*\]$"
 _UNREAD = {
     _UNREAD_TIME: (
         "dates in a form that is not read (write them as 2026-12-31 or 2026-12-31T23:59:00)"
@@ -111,7 +113,7 @@ def are_values(texts: pl.Series) -> pl.Series:
     >>> are_values(pl.Series(["0.5", "2026-03-01", "007", "price", "NA"])).to_list()
     [True, True, False, False, False]
     """
-    number = texts.str.contains(_NUMBER) & ~texts.str.contains(_PADDED)
+    number = texts.str.contains(NUMBER) & ~texts.str.contains(PADDED)
     number |= texts.str.contains(r"^[+-]?\d+,\d+$")
     return number | _booleans(texts).is_not_null() | _times(texts).is_not_null()
 
@@ -124,6 +126,7 @@ class _Texts:
         plain = texts.str.strip_chars()
         is_gap = plain.is_in(list(MISSING_VALUES))
         self.known = plain.set(is_gap, None)
+        self.rows = len(texts) - self.known.null_count()
         self.gaps = _counted(plain.filter(is_gap))
         self.expects_number = expects_number
         self.distinct = self.known.drop_nulls().unique(maintain_order=True)
@@ -135,19 +138,19 @@ class _Texts:
 
     def scalar(self) -> Written | None:
         """One truth value, number or time a row, if the texts are that."""
-        rows = len(self.known) - self.known.null_count()
+        looks = self._shares(like for like, _, _ in _FORMS.values())
         nearly: list[Written] = []
-        for form, (kind, parse) in _FORMS.items():
-            if not rows or _fit(parse(self.some)) < _HARDLY:
+        for form, (like, kind, parse) in _FORMS.items():
+            if looks[like] < _HARDLY:
                 continue
             values = parse(self.known)
-            odd = self.known.filter(values.is_null() & self.known.is_not_null())
-            told = {"odd": _counted(odd), "decimal_comma": form == "comma"}
+            odd = self._odd(values.is_not_null())
+            told = {"odd": odd, "decimal_comma": form == "comma"}
             found = self.written(kind, values, **told)
-            if not len(odd):
+            if not odd:
                 return found
             may_err = kind in ("number", "time") or (kind == "whole" and self.expects_number)
-            if may_err and rows - len(odd) >= _NEARLY * rows:
+            if may_err and self.rows - sum(odd.values()) >= _NEARLY * self.rows:
                 nearly.append(found)
         for found in nearly:
             whole = found.form == "number" and (found.values == found.values.floor()).all()
@@ -157,22 +160,24 @@ class _Texts:
 
     def unread(self) -> Written | None:
         """Numbers, times and lists in a form that is not read, if the texts are such."""
-        any_number = f"{_DRESSED}|{NUMBER}|{_COMMA}"
-        dressed = self._share(_DRESSED) > 0.02 and self._share(any_number) >= _NEARLY
-        if dressed or (self.expects_number and self._share(_THOUSANDS) == 1):
+        shares = self._shares((_DRESSED, _ANY_NUMBER, _THOUSANDS, *_UNREAD))
+        dressed = shares[_DRESSED] > 0.02 and shares[_ANY_NUMBER] >= _NEARLY
+        if dressed or (self.expects_number and shares[_THOUSANDS] == 1):
             return self.written("unfit", unfit=DRESSED)
         for pattern, why in _UNREAD.items():
-            if self._share(pattern) >= _NEARLY:
+            if shares[pattern] >= _NEARLY:
                 return self.written("unfit", unfit=why)
         return None
 
     def listed(self) -> Written | None:
         """Several ids a row, if the texts are lists; a vector is no input."""
-        if self._share(r"(?s)^\[.*\]$") >= _NEARLY:
+        between = {separator: rf"\S[{separator}]" for separator in SEPARATORS}
+        shares = self._shares((_LIST, *between.values()))
+        if shares[_LIST] >= _NEARLY:
             vector = are_fractions(_pieces(self.some, None))
             return self.written("unfit", unfit=VECTOR) if vector else self.written("list")
-        for separator in SEPARATORS:
-            if self._share(rf"\S[{separator}]") <= 0.2:
+        for separator, pattern in between.items():
+            if shares[pattern] <= 0.2:
                 continue
             if are_fractions(_pieces(self.some, separator)):
                 return self.written("unfit", unfit=VECTOR)
@@ -182,9 +187,16 @@ class _Texts:
                 return self.written("list", separator=separator)
         return None
 
-    def _share(self, pattern: str) -> float:
-        """Share of some of the different texts that match."""
-        return _fit(self.some.str.contains(pattern).replace(False, None))
+    def _odd(self, fits: pl.Series) -> Counts:
+        """The texts that do not fit."""
+        return {} if fits.sum() == self.rows else _counted(self.known.filter(~fits))
+
+    def _shares(self, patterns: Iterable[str]) -> dict[str, float]:
+        """Of some of the different texts, the share that matches each pattern."""
+        asked = {pattern: pl.col("text").str.contains(pattern).mean() for pattern in patterns}
+        numbered = {str(place): share for place, share in enumerate(asked.values())}
+        found = self.some.alias("text").to_frame().select(**numbered).row(0)
+        return {pattern: share or 0.0 for pattern, share in zip(asked, found, strict=True)}
 
 
 def _fit(values: pl.Series) -> float:
@@ -250,11 +262,12 @@ def _matching(known: pl.Series, pattern: str) -> pl.Series:
     return known.set(~matches, None)
 
 
-_FORMS: dict[str, tuple[Form, Callable[[pl.Series], pl.Series]]] = {
-    "boolean": ("boolean", _booleans),
-    "whole": ("whole", _wholes),
-    "number": ("number", _numbers),
-    "time": ("time", _times),
-    "comma": ("number", _numbers_with_comma),
+_FORMS: dict[str, tuple[str, Form, Callable[[pl.Series], pl.Series]]] = {
+    "boolean": (r"(?i)^(?:true|false)$", "boolean", _booleans),
+    "whole": (_WHOLE, "whole", _wholes),
+    "number": (NUMBER, "number", _numbers),
+    "time": (r"^\d{4}[-/]\d{1,2}[-/]\d", "time", _times),
+    "comma": (_COMMA, "number", _numbers_with_comma),
 }
-"""Name of a form → what its values are, and how they are read: null where a text has another."""
+"""Name of a form → what its texts look like, what its values are, and how they are read: null where
+a text has another form."""

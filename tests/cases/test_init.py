@@ -223,6 +223,16 @@ def test_text_of_lists_is_a_sequence_without_a_separator(tmp_path, kind, spell):
     assert {"name": "history", "kind": "sequence"} in config["data"]["fields"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_few_texts_that_are_no_list_become_missing(tmp_path, kind):
+    texts = pl.when(ROW % 25 == 0).then(pl.lit("unknown")).otherwise(cycled(list(map(str, LISTS))))
+    config, notes = proposed(shop_log().with_columns(history=texts), tmp_path, kind)
+    assert {"name": "history", "kind": "sequence"} in config["data"]["fields"]
+    assert "history: 24 of 600 values are no list ('unknown')" in notes
+    assert "unknown" in config["data"]["missing_values"]
+    assert prepares(config, tmp_path)
+
+
 @pytest.mark.parametrize("separator", [", ", ",", "|", ";", " "])
 def test_what_stands_between_ids_is_found_blanks_aside(tmp_path, separator):
     texts = [separator.join(str(i) for i in ids) for ids in [*LISTS, [109, 132], [132, 107, 109]]]

@@ -72,6 +72,16 @@ def test_two_ids_with_a_comma_are_no_decimal_numbers():
     assert examine(pl.Series("x", ["1,05", "17,5", "3,99"] * 9)).decimal_comma
 
 
+def test_lists_are_cut_as_they_are_when_they_are_read():
+    brackets = examine(pl.Series("x", ["['it''s', 7]", '["a, b"]', "[]", "['a' 'b']"] * 9))
+    assert (brackets.type, brackets.separator, brackets.odd) == ("list", None, {})
+    mixed = examine(pl.Series("x", ["[1|2]", "2|3", "3", "1"] * 9))
+    assert (mixed.type, mixed.separator) == ("list", "|")
+    many = examine(pl.Series("x", ["[1]", "[1, 2]"] * 95 + ["?"] * 10))
+    assert (many.type, many.odd, many.missing) == ("list", {"?": 10}, 10)
+    assert examine(pl.Series("x", ["[0.5, nan, 1]", "[1, 2, None]", "[]"] * 9)).type == "unfit"
+
+
 def test_a_name_like_a_pattern_is_a_name():
     assert examine(pl.Series("^x.*$", ["a|b", "b", "a"] * 9)).separator == "|"
     assert examine(pl.Series("*", [1.5, float("nan")])).missing == 1

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from loractr.data import moments
+from loractr.data import lists, moments
 from loractr.data.config import MISSING_VALUES
 
 Form = Literal["boolean", "whole", "number", "time", "list", "text", "unfit"]
@@ -35,7 +35,6 @@ PADDED = r"^-?0\d|^\+\d{6,}$"
 SEPARATORS = ("|", ";", ",", " ")
 _NEARLY = 0.9  # of the values must fit, for the others to be mistakes
 _SOME, _HARDLY = 2_000, 0.1  # different texts to look at first, and how many of them must fit
-_ENTRY = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^,\s"']+"""
 _WHOLE = r"^-?(?:0|[1-9]\d*)(?:\.0*)?$"
 _COMMA = r"^[+-]?\d+(?:,\d+)?$"
 _UNIT = r"(?:[€$£¥%]|EUR|USD|GBP|CNY|RMB)"
@@ -80,7 +79,7 @@ class Written:
     gaps: Counts
     """Texts that stand for a missing value."""
     odd: Counts = field(default_factory=dict)
-    """Texts that are not what nearly all others are; null in `values`."""
+    """Texts that are no number, time or list, where nearly all others are; null in `values`."""
     separator: str | None = None
     """What stands between the ids of a list without brackets."""
     decimal_comma: bool = False
@@ -98,11 +97,13 @@ def read(texts: pl.Series, *, expects_number: bool) -> Written:
             moment; among whole numbers of another name, text is an id like any other.
     """
     column = _Texts(texts, expects_number)
-    return column.scalar() or column.unread() or column.listed() or column.written("text")
+    found = column.scalar() or column.unread() or column.bracketed() or column.separated()
+    return found or column.written("text")
 
 
 def are_fractions(pieces: pl.Series) -> bool:
-    """Whether the pieces of lists are numbers, some of them no whole ones."""
+    """Whether the pieces of lists are numbers, some of them no whole ones; gaps aside."""
+    pieces = pieces.filter(~pieces.is_in(list(MISSING_VALUES)))
     fractions = pieces.str.contains(r"\.\d*[1-9]|[eE]-")
     return len(pieces) > 0 and bool(pieces.str.contains(NUMBER).all() and fractions.any())
 
@@ -169,13 +170,23 @@ class _Texts:
                 return self.written("unfit", unfit=why)
         return None
 
-    def listed(self) -> Written | None:
-        """Several ids a row, if the texts are lists; a vector is no input."""
+    def bracketed(self) -> Written | None:
+        """Several ids a row, if the texts are lists in brackets; a vector is no input."""
+        if self._shares([_LIST])[_LIST] < _HARDLY:
+            return None
+        is_list = self.known.str.contains(_LIST)
+        odd = self._odd(is_list)
+        if self.rows - sum(odd.values()) < _NEARLY * self.rows:
+            return None
+        some = self.some.filter(self.some.str.contains(_LIST))
+        if are_fractions(_pieces(some, None)):
+            return self.written("unfit", unfit=VECTOR)
+        return self.written("list", self.known.set(~is_list, None), odd=odd)
+
+    def separated(self) -> Written | None:
+        """Several ids a row, if a separator stands between them; a vector is no input."""
         between = {separator: rf"\S[{separator}]" for separator in SEPARATORS}
-        shares = self._shares((_LIST, *between.values()))
-        if shares[_LIST] >= _NEARLY:
-            vector = are_fractions(_pieces(self.some, None))
-            return self.written("unfit", unfit=VECTOR) if vector else self.written("list")
+        shares = self._shares(between.values())
         for separator, pattern in between.items():
             if shares[pattern] <= 0.2:
                 continue
@@ -211,13 +222,8 @@ def _counted(values: pl.Series) -> Counts:
 
 
 def _pieces(known: pl.Series, separator: str | None) -> pl.Series:
-    """The ids of lists as text, in brackets where there is no separator, one after the other."""
-    if separator is not None:
-        parts = known.str.split(separator).explode().str.strip_chars()
-    else:
-        inner = known.str.strip_prefix("[").str.strip_suffix("]")
-        parts = inner.str.extract_all(_ENTRY).explode().str.strip_chars("\"'")
-    return parts.filter(parts != "")
+    """The ids of lists as text, one after the other."""
+    return lists.split(known, separator).explode().drop_nulls()
 
 
 def _booleans(known: pl.Series) -> pl.Series:

@@ -49,11 +49,9 @@ class Column:
     gaps: Counts = field(default_factory=dict)
     """Texts in it that stand for a missing value → rows."""
     odd: Counts = field(default_factory=dict)
-    """Texts in it that are no number or time, where nearly all others are → rows."""
+    """Texts in it that are no number, time or list, where nearly all others are → rows."""
     decimal_comma: bool = False
     """Whether its numbers are written as 15,48."""
-    is_boolean: bool = False
-    """Whether it holds true and false."""
     rounded: bool = False
     """Whether it holds whole numbers so large that a float has rounded them."""
     unfit: str | None = None
@@ -172,7 +170,7 @@ def examine(values: pl.Series) -> Column:
     if dtype in (pl.Date, pl.Datetime):
         return _of(name, values, "time")
     if dtype.is_numeric() or dtype == pl.Boolean:
-        return _of_numbers(name, values, {"is_boolean": dtype == pl.Boolean})
+        return _of_numbers(name, values, {})
     if dtype == pl.Time:
         return _unfit(name, values, column_texts.TIME_OF_DAY)
     return _unfit(name, values, f"of type {_type_name(dtype)}, which holds no ids or numbers")
@@ -194,8 +192,7 @@ def _of_text(name: str, written: Written) -> Column:
         return _of(name, values, "list", told)
     if written.form in ("time", "text"):
         return _of(name, values, "time" if written.form == "time" else "text", told)
-    told |= {"decimal_comma": written.decimal_comma, "is_boolean": written.form == "boolean"}
-    return _of_numbers(name, values, told)
+    return _of_numbers(name, values, told | {"decimal_comma": written.decimal_comma})
 
 
 def _of_lists(name: str, values: pl.Series) -> Column:

@@ -10,6 +10,7 @@ _MOST_ODD = 5
 
 def not_an_input(column: Column) -> str | None:
     """Why a column is no input, if so."""
+    one = "list" if column.type == "list" else "number"
     reasons = {
         "without a name": not column.name.strip(),
         "it says when, and later rows have times never seen": column.is_time,
@@ -28,7 +29,7 @@ def not_an_input(column: Column) -> str | None:
         "ids in floats, which have lost their last digits (store integers or text)": (
             column.rounded and not column.is_amount
         ),
-        f"numbers with many values that are none ({quoted(column.odd)})": (
+        f"{one}s with many values that are none ({quoted(column.odd)})": (
             len(column.odd) > _MOST_ODD
         ),
     }

@@ -242,7 +242,8 @@ class TableGuess:
                     " `missing_values`."
                 )
         if column.odd:
-            start = f"{name}: {_are(column.odd, rows)} no number ({quoted(column.odd)})"
+            one = "list" if column.type == "list" else "number"
+            start = f"{name}: {_are(column.odd, rows)} no {one} ({quoted(column.odd)})"
             notes.append(f"{start}; added to `missing_values`, for every column.")
             self._missing_values += [odd for odd in column.odd if odd not in self._missing_values]
         return notes

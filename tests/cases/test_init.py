@@ -205,6 +205,62 @@ def test_a_decimal_comma_is_proposed_with_a_note(tmp_path):
     assert "decimal comma (write numbers): price" in notes
 
 
+def commas(name: str, digits: int = 2) -> pl.Expr:
+    number = pl.col(name).cast(pl.Float64).round(digits).cast(pl.String)
+    return number.str.replace(".", ",", literal=True).alias(name)
+
+
+def test_a_label_with_a_decimal_comma_is_read_so(tmp_path):
+    rating = (ROW % 9 * 0.5 + 1).alias("rating")
+    log = shop_log().drop("click", "price").with_columns(rating).with_columns(commas("rating"))
+    config, notes = proposed(log, tmp_path, "csv")
+    assert config["data"]["label"] == {"column": "rating", "positive": "> 3"}
+    assert config["data"]["decimal"] == ","
+    assert "Numbers with a decimal comma (1,0): rating" in notes
+    assert prepares(config, tmp_path)
+
+
+def test_zeros_and_ones_with_a_decimal_comma_are_a_label(tmp_path):
+    config, _ = proposed(shop_log().with_columns(commas("click"), commas("price")), tmp_path, "csv")
+    assert config["data"]["label"] == {"column": "click"}
+    assert kinds(config) == INPUTS
+    assert prepares(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("with_comma", "left_out", "decimal"),
+    [
+        (["price"], "comma, where others have a point (write all alike): price", None),
+        (["price", "weight"], "point, where others have a comma (write all alike): width", ","),
+        (["rating"], "point, where others have a comma (write all alike): price, width", ","),
+    ],
+    ids=["tie", "most", "label"],
+)
+def test_numbers_with_two_decimal_marks_are_not_read_together(
+    tmp_path, with_comma, left_out, decimal
+):
+    log = shop_log().with_columns(width=(ROW % 97) / 8)
+    if "rating" in with_comma:
+        log = log.drop("click").with_columns(rating=ROW % 9 * 0.5 + 1)
+    if "weight" in with_comma:
+        log = log.with_columns(weight=(ROW % 89) / 8)
+    config, notes = proposed(log.with_columns(map(commas, with_comma)), tmp_path, "csv")
+    assert config["data"].get("decimal") == decimal
+    assert f"Left out, numbers with a decimal {left_out}." in notes
+    assert prepares(config, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_first_file_of_a_folder_may_be_empty(tmp_path, kind):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    written(shop_log(), folder, kind)
+    (folder / f"empty.{kind}").touch()
+    config, _ = proposal(folder)
+    assert kinds(config) == INPUTS
+    assert prepares(config, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize(
     "spell",

@@ -69,7 +69,10 @@ def test_texts_that_stand_for_a_missing_value_are_counted():
 
 def test_two_ids_with_a_comma_are_no_decimal_numbers():
     assert examine(pl.Series("x", ["103,107", "107", "110,103", "110"] * 9)).separator == ","
-    assert examine(pl.Series("x", ["1,05", "17,5", "3,99"] * 9)).decimal_comma
+    assert examine(pl.Series("x", ["1,05", "17,5", "3,99"] * 9)).decimal == ","
+    assert examine(pl.Series("x", ["1.05", "17", "3.99"] * 9)).decimal == "."
+    assert examine(pl.Series("x", ["1.0", "17", None] * 9)).decimal == "."
+    assert examine(pl.Series("x", ["1", "17", "3e5"] * 9)).decimal is None
 
 
 def test_lists_are_cut_as_they_are_when_they_are_read():

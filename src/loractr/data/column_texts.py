@@ -14,6 +14,7 @@ from loractr.data import lists, moments
 from loractr.data.config import MISSING_VALUES
 
 Form = Literal["boolean", "whole", "number", "time", "list", "text", "unfit"]
+Decimal = Literal[".", ","]
 Counts = dict[str, int]
 """Text → how many rows hold it, the most frequent first."""
 
@@ -82,8 +83,8 @@ class Written:
     """Texts that are no number, time or list, where nearly all others are; null in `values`."""
     separator: str | None = None
     """What stands between the ids of a list without brackets."""
-    decimal_comma: bool = False
-    """Whether numbers are written as 15,48."""
+    decimal: Decimal | None = None
+    """The mark in its numbers, as in 15.48 or 15,48, if there is any."""
     unfit: str | None = None
     """Why such values are no input."""
 
@@ -146,8 +147,8 @@ class _Texts:
                 continue
             values = parse(self.known)
             odd = self._odd(values.is_not_null())
-            told = {"odd": odd, "decimal_comma": form == "comma"}
-            found = self.written(kind, values, **told)
+            mark = self._decimal(form) if kind in ("whole", "number") else None
+            found = self.written(kind, values, odd=odd, decimal=mark)
             if not odd:
                 return found
             may_err = kind in ("number", "time") or (kind == "whole" and self.expects_number)
@@ -197,6 +198,11 @@ class _Texts:
             if numbered and pieces.n_unique() < len(self.distinct):
                 return self.written("list", separator=separator)
         return None
+
+    def _decimal(self, form: str) -> Decimal | None:
+        """The mark in the numbers of that form."""
+        mark: Decimal = "," if form == "comma" else "."
+        return mark if self.known.str.contains(mark, literal=True).any() else None
 
     def _odd(self, fits: pl.Series) -> Counts:
         """The texts that do not fit."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import polars as pl
 
 from loractr.data import column_names, column_texts
-from loractr.data.column_texts import VECTOR, Counts, Written
+from loractr.data.column_texts import VECTOR, Counts, Decimal, Written
 
 Type = Literal["whole", "number", "time", "text", "list", "unfit"]
 
@@ -50,8 +50,8 @@ class Column:
     """Texts in it that stand for a missing value → rows."""
     odd: Counts = field(default_factory=dict)
     """Texts in it that are no number, time or list, where nearly all others are → rows."""
-    decimal_comma: bool = False
-    """Whether its numbers are written as 15,48."""
+    decimal: Decimal | None = None
+    """The mark in its numbers where they are text, as in 15.48 or 15,48, if there is any."""
     rounded: bool = False
     """Whether it holds whole numbers so large that a float has rounded them."""
     unfit: str | None = None
@@ -192,7 +192,7 @@ def _of_text(name: str, written: Written) -> Column:
         return _of(name, values, "list", told)
     if written.form in ("time", "text"):
         return _of(name, values, "time" if written.form == "time" else "text", told)
-    return _of_numbers(name, values, told | {"decimal_comma": written.decimal_comma})
+    return _of_numbers(name, values, told | {"decimal": written.decimal})
 
 
 def _of_lists(name: str, values: pl.Series) -> Column:

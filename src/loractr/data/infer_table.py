@@ -14,6 +14,7 @@ from polars import selectors
 
 from loractr.data import column_names, infer_header, infer_label
 from loractr.data.column_names import shown
+from loractr.data.column_texts import Decimal
 from loractr.data.columns import Column, examine
 from loractr.data.config import MISSING_VALUES
 from loractr.data.infer_inputs import holds_ids, makes_domains, not_an_input, quoted, telling
@@ -43,7 +44,7 @@ class TableGuess:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
-        self._is_text = table.kind_of(table.files(path)[0]) != ".parquet"
+        self._is_text = all(table.kind_of(file) != ".parquet" for file in table.files(path))
         self._frame = infer_header.scanned(path)
         sample = self._frame.head(SAMPLE_ROWS + 1).collect()
         self.is_whole = len(sample) <= SAMPLE_ROWS
@@ -61,7 +62,7 @@ class TableGuess:
     def _examined(self, values: pl.Series) -> Column:
         """The column; `data.decimal` is for CSV files alone."""
         column = examine(values)
-        if not column.decimal_comma or self._is_text:
+        if column.decimal != "," or self._is_text:
             return column
         why = "text of numbers with a decimal comma (write numbers)"
         return replace(column, type="unfit", unfit=why)
@@ -83,6 +84,7 @@ class TableGuess:
         if label is None:
             return self._of_clicks(), "wauc"
         self.notes += label.notes
+        decimal = self._one_decimal(label.column)
         inputs = self._inputs(label.column.name)
         divisions, natural = self._divisions(inputs)
         domain_field = f"domain_{next(iter(divisions), '')}"
@@ -99,7 +101,7 @@ class TableGuess:
             "fields": fields,
             "divisions": divisions,
             "domain_as_field": True,
-            **self._form(label.column, inputs),
+            **self._form(decimal, label.column, inputs),
             "split": self._split(label.column.name, bool(divisions)),
         }
         return data, self._select(label)
@@ -144,6 +146,22 @@ class TableGuess:
             "negatives": {"user": user, "item": item, "seed": 0},
             "split": {"kind": "column", "column": "split"},
         }
+
+    def _one_decimal(self, label: Column) -> Decimal:
+        """The mark that all numbers are read with: the label's, or that of most columns. Columns
+        with the other one become unfit."""
+        read = [c for c in self.columns.values() if c.decimal and (c.is_amount or c.is_time)]
+        commas = sum(c.decimal == "," for c in read)
+        mark = label.decimal or ("," if 2 * commas > len(read) else ".")
+        what = {",": "comma", ".": "point"}
+        for column in read:
+            if column.decimal not in (mark, None) and column.name != label.name:
+                why = (
+                    f"numbers with a decimal {what[column.decimal]}, where others have a"
+                    f" {what[mark]} (write all alike)"
+                )
+                self.columns[column.name] = replace(column, type="unfit", unfit=why)
+        return mark
 
     def _inputs(self, label: str) -> list[Column]:
         """Columns that may be inputs; why the others may not is noted."""
@@ -207,12 +225,12 @@ class TableGuess:
             field["missing"] = "mean"
         return field
 
-    def _form(self, label: Column, inputs: list[Column]) -> dict[str, Any]:
+    def _form(self, decimal: Decimal, label: Column, inputs: list[Column]) -> dict[str, Any]:
         """How the files write numbers and missing values, where that is not the usual way."""
         form: dict[str, Any] = {}
-        commas = [c.name for c in inputs if c.decimal_comma]
-        if commas:
-            form["decimal"] = ","
+        if decimal == ",":
+            form["decimal"] = decimal
+            commas = [c.name for c in self.columns.values() if c.decimal == "," and c.is_numeric]
             example = self._example(commas[0])
             self.notes.append(f"Numbers with a decimal comma ({example}): {_listed(commas)}.")
         self.notes += [note for column in inputs for note in self._gaps(column)]

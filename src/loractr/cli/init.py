@@ -65,7 +65,7 @@ def _write(text: str, out: Path) -> None:
 
 def _remove_empty_target() -> None:
     """Remove the empty file that the shell made for `> config.yaml`: it would be taken for a
-    configuration. A file with content, or one that is appended to, stays."""
+    configuration. A file of another name, one with content, or one that is appended to, stays."""
     with suppress(OSError, ValueError, ImportError):  # no Linux, or no file: nothing to remove
         import fcntl
 
@@ -75,5 +75,6 @@ def _remove_empty_target() -> None:
         also_errors = os.path.samestat(status, os.fstat(sys.stderr.fileno()))
         path = Path(os.readlink(f"/proc/self/fd/{target}"))
         is_it = path.is_file() and os.path.samestat(status, path.stat())
-        if is_it and not (status.st_size or appending or also_errors):
+        is_config = path.suffix.lower() in (".yaml", ".yml")
+        if is_it and is_config and not (status.st_size or appending or also_errors):
             path.unlink()

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from cases.shop_log import kinds, loractr, proposal, shop_log, write_config
+from loractr.config import parse_config
+from loractr.data.prepare import prepare
 
 INPUTS = {"user_id": "categorical", "item_id": "categorical", "price": "numerical"}
 ROW = pl.int_range(pl.len())
@@ -408,6 +410,12 @@ def test_zeros_and_ones_of_any_type_are_a_label(tmp_path, dtype):
         (1, 2, "== 2"),
         (-1, 1, "> 0"),
         (0, 5, "> 0"),
+        (0.1234567, 0.7654321, "== 0.7654321"),
+        (1e-9, 2e-9, "== 2e-09"),
+        (-0.25, 0.5, "> 0"),
+        ("no", "01", "!= no"),
+        ("no", "1", "!= no"),
+        ("00", "yes", "== yes"),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -416,6 +424,27 @@ def test_a_label_of_two_other_values_gets_a_rule_and_a_note(tmp_path, kind, no, 
     config, notes = proposed(shop_log().with_columns(click=click), tmp_path, kind)
     assert config["data"]["label"] == {"column": "click"} | ({"positive": rule} if rule else {})
     assert rule is None or f"`{rule}` counts as a click" in notes
+
+
+@pytest.mark.parametrize(
+    ("no", "yes"), [("no", "01"), ("0", "y"), (0.1234567, 0.7654321), (1e-9, 2e-9), (-0.25, 0.5)]
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_clicks_by_a_proposed_rule_are_those_of_the_log(tmp_path, kind, no, yes):
+    log = shop_log()
+    click = pl.when(pl.col("click") == 1).then(pl.lit(yes)).otherwise(pl.lit(no))
+    config, _ = proposed(log.with_columns(click=click), tmp_path, kind)
+    data = prepare(parse_config(config).data, tmp_path / "prepared")
+    clicks = sum(part.label.sum() for part in (data.train, data.validation, data.test))
+    assert clicks == log["click"].sum()
+
+
+@pytest.mark.parametrize(("no", "yes"), [("02", "1"), ("NO", "no"), ("a\nb", "1")])
+def test_two_words_that_no_rule_tells_apart_are_unclear(tmp_path, no, yes):
+    click = pl.when(pl.col("click") == 1).then(pl.lit(yes)).otherwise(pl.lit(no))
+    done = loractr("init", written(shop_log().with_columns(click=click), tmp_path, "parquet"))
+    assert done.exit_code == 1
+    assert "column 'click' is named like the label" in done.stderr
 
 
 def test_a_label_whose_clicks_are_unclear_is_told_with_its_values(tmp_path):
@@ -588,10 +617,15 @@ def test_a_failure_leaves_no_empty_file_of_the_shell(tmp_path):
     (tmp_path / "mine.yaml").write_text("seed: 1\n")
     command = f"{sys.executable} -m loractr init none.csv"
     taken = f"{command} --out mine.yaml"  # fails as well, and sooner
-    script = f"{command} > config.yaml; {taken} >> mine.yaml; {taken} > both.txt 2>&1"
+    script = (
+        f"{command} > config.yaml; {command} > b.YML 2> job.err; {taken} >> mine.yaml;"
+        f" {command} > job.log; {taken} > both.yaml 2>&1"
+    )
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 2
     assert b"none.csv does not exist" in done.stderr
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["both.txt", "mine.yaml"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("both.yaml", "job.err", "job.log", "mine.yaml")
+    ]
     assert (tmp_path / "mine.yaml").read_text() == "seed: 1\n"
-    assert "mine.yaml exists" in (tmp_path / "both.txt").read_text()
+    assert "mine.yaml exists" in (tmp_path / "both.yaml").read_text()

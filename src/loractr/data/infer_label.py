@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
+from pydantic import ValidationError
 
 from loractr.data import column_names
 from loractr.data.column_names import shown
 from loractr.data.columns import Column
 from loractr.errors import DataError, some
+from loractr.schema import Label
 
 _YES = (
     *("yes", "y", "true", "t", "click", "clicked", "clk", "positive", "pos", "on", "1", "1.0"),
@@ -168,21 +170,36 @@ def _further(found: LabelGuess, columns: list[Column]) -> list[str]:
 
 def _rule(column: Column) -> str | None:
     """What makes a row a click where the label is not 0 and 1; None where that is unclear."""
-    if column.type == "text" and column.distinct == 2:
-        values = _words(column)
-        yes = [value for value in values if value.lower() in _YES]
-        other = [value for value in values if value.lower() not in _NO]
-        chosen = yes or (other if len(other) == 1 else [])
-        return f"== {chosen[0]}" if len(chosen) == 1 else None
-    if column.type == "number" and column.distinct == 2:
-        return f"== {column.high:g}"
-    if column.type != "whole" or column.distinct < 2:
+    if column.distinct == 2 and column.type == "text":
+        return _rule_of_words(*_words(column))
+    if not column.is_numeric or column.distinct < 2:
         return None
-    if (column.low == 0 and column.distinct <= _MOST_COUNTS) or (
-        column.distinct == 2 and column.low < 0 < column.high
-    ):
+    counts = column.type == "whole" and column.low == 0 and column.distinct <= _MOST_COUNTS
+    if counts or (column.distinct == 2 and column.low < 0 < column.high):
         return "> 0"
-    return f"== {column.high:.0f}" if column.distinct == 2 else None
+    if column.distinct > 2 or column.low == column.high:  # as floats, which rules compare
+        return None
+    return f"== {column.high:.0f}" if column.type == "whole" else f"== {column.high!r}"
+
+
+def _rule_of_words(one: str, other: str) -> str | None:
+    """The rule by two words, one of which means yes, or no."""
+    yes = [word for word in (one, other) if word.lower() in _YES]
+    chosen = yes or [word for word in (one, other) if word.lower() not in _NO]
+    if len(chosen) != 1 or one.lower() == other.lower():
+        return None
+    left = other if chosen[0] == one else one
+    rules = {f"== {chosen[0]}": chosen[0], f"!= {left}": left}
+    return next((rule for rule, word in rules.items() if _compares_text(rule, word)), None)
+
+
+def _compares_text(rule: str, word: str) -> bool:
+    """Whether the rule is one, and compares with that text: with `01` it compares with 1."""
+    try:
+        parsed = Label(positive=rule).rule
+    except ValidationError:
+        return False
+    return parsed is not None and parsed[1] == word
 
 
 def _clicks(known: pl.Series, rule: str) -> pl.Series:
@@ -190,7 +207,10 @@ def _clicks(known: pl.Series, rule: str) -> pl.Series:
     sign, _, value = rule.partition(" ")
     if sign == ">":
         return known.cast(pl.Float64) > float(value)
-    return known == value if known.dtype == pl.String else known.cast(pl.Float64) == float(value)
+    if known.dtype != pl.String:
+        return known.cast(pl.Float64) == float(value)
+    same = known.str.to_lowercase() == value.lower()
+    return same if sign == "==" else ~same
 
 
 def _named(columns: Iterable[Column], names: tuple[str, ...]) -> Iterable[Column]:

@@ -13,6 +13,7 @@ import yaml
 
 from cases.shop_log import kinds, loractr, proposal, shop_log, write_config
 from loractr.config import parse_config
+from loractr.data.infer import infer
 from loractr.data.prepare import prepare
 
 INPUTS = {"user_id": "categorical", "item_id": "categorical", "price": "numerical"}
@@ -629,3 +630,54 @@ def test_a_failure_leaves_no_empty_file_of_the_shell(tmp_path):
     ]
     assert (tmp_path / "mine.yaml").read_text() == "seed: 1\n"
     assert "mine.yaml exists" in (tmp_path / "both.yaml").read_text()
+
+
+NULLS = pl.when(ROW % 10 == 0).then(pl.lit("NULL"))
+LOGS: dict[str, tuple[str, list[Any]]] = {
+    "times in text": ("csv", [pl.col("ts").dt.strftime("%Y-%m-%d %H:%M:%S UTC")]),
+    "seconds with a fraction": ("csv", [(pl.col("ts").dt.epoch("s") + 0.25).alias("ts")]),
+    "seconds with a comma": ("csv", [pl.format("{},25", pl.col("ts").dt.epoch("s")).alias("ts")]),
+    "times with gaps": ("csv", [NULLS.otherwise(pl.col("ts").cast(pl.String)).alias("ts")]),
+    "lists as text": ("csv", [cycled(list(map(str, LISTS))).alias("history")]),
+    "lists of both kinds": ("csv", [cycled(["[1|2]", "2|3", "1", ""]).alias("history")]),
+    "null tokens": (
+        "csv",
+        [
+            NULLS.otherwise(pl.col(name).cast(pl.String)).alias(name)
+            for name in ("user_id", "item_id", "shop", "price")
+        ],
+    ),
+    "yes and no": ("csv", [pl.col("click").replace_strict({0: "no", 1: "yes"})]),
+    "plus and minus 1": ("csv", [pl.col("click") * 2 - 1]),
+    "plus and minus 1.0": ("text.parquet", [pl.col("click") * 2.0 - 1]),
+    "clicks as words": ("parquet", [pl.lit(1).alias("click"), cycled(["b"]).alias("group")]),
+    "decimal comma": ("csv", [commas("price"), commas("click")]),
+    "group": ("parquet", [pl.col("shop").alias("group"), pl.col("shop").alias("row")]),
+    "a name like a pattern": ("csv", [pl.col("item_id").alias("^id$"), ROW.alias("*") % 9]),
+    "a long name": ("csv", [pl.col("item_id").alias("名" * 34)]),
+    "true and false": ("text.parquet", [pl.col("click") == 1, (ROW % 3 == 0).alias("is_new")]),
+    "decimals": (
+        "parquet",
+        [pl.col("click").cast(pl.Decimal(9, 2)), pl.col("price").cast(pl.Decimal(9, 2))],
+    ),
+    "vectors": ("parquet", [cycled(VECTORS).alias("emb"), cycled(["[0.5, 1]"]).alias("emb_2")]),
+    "ids in floats": (
+        "csv",
+        [pl.when(ROW % 7 > 0).then(pl.col("item_id") * 1.0).alias("item_id")],
+    ),
+    "categories": ("parquet", [pl.col("shop").cast(pl.Categorical), pl.col("ts").cast(pl.Date)]),
+    "odd values": (
+        "csv",
+        [pl.when(ROW != 5).then(pl.col("price").cast(pl.String)).otherwise(pl.lit("?"))],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_what_is_proposed_can_be_prepared(tmp_path, name):
+    kind, columns = LOGS[name]
+    log = shop_log().with_columns(columns)
+    config = parse_config(infer(written(log, tmp_path, kind))[0])
+    data = prepare(config.data, tmp_path / "prepared")
+    assert len(data.train) + len(data.validation) + len(data.test) >= len(log)
+    assert 0 < data.train.label.mean() < 1

@@ -483,6 +483,18 @@ def test_a_log_of_clicks_only_gets_negatives(tmp_path, label):
     assert prepares(config, tmp_path)
 
 
+def test_what_hinders_the_drawing_of_negatives_is_told(tmp_path):
+    gaps = pl.when(ROW % 6 == 0).then(None).otherwise("user_id").alias("user_id")
+    log = shop_log().with_columns(gaps, click=1, split=pl.lit("x"))
+    _, notes = proposed(log, tmp_path)
+    assert "user_id: 100 of 600 rows have none; `prepare` refuses them" in notes
+    assert "`prepare` refuses a column split of the log's own: rename it first." in notes
+    config, notes = proposed(log.drop("split").with_columns(account=pl.col("item_id")), tmp_path)
+    assert config["data"]["negatives"]["user"] == "account"
+    assert "refuses" not in notes
+    assert prepares(config, tmp_path)
+
+
 def test_a_log_without_clicks_is_refused(tmp_path):
     done = loractr("init", written(shop_log().with_columns(click=0), tmp_path, "parquet"))
     assert done.exit_code == 1

@@ -128,7 +128,8 @@ class TableGuess:
         doubtful += [c for c in columns if c.is_binary]
         if not (users and items and domains) or (clicks is None and doubtful):
             raise infer_label.no_label(self.path, columns)
-        user, item, domain = users[0].name, items[0].name, domains[0].name
+        known = [min(found, key=lambda c: c.missing > 0) for found in (users, items, domains)]
+        user, item, domain = (column.name for column in known)
         why = "No label" if clicks is None else f"{shown(clicks.name)} is the same in every row"
         self.notes += [
             f"{why}: every row is taken for a click, and each user gets rows of items never"
@@ -136,6 +137,14 @@ class TableGuess:
             f" {shown(item)} and {shown(domain)} only, so no other column is an input.",
             "If the log has rows that are no clicks, name its label in data.label instead.",
         ]
+        self.notes += [
+            f"{shown(c.name)}: {c.missing:,} of {len(c.values):,} rows have none; `prepare` refuses"
+            " them: drop those rows first."
+            for c in known
+            if c.missing
+        ]
+        if "split" in self.columns:
+            self.notes.append("`prepare` refuses a column split of the log's own: rename it first.")
         division = self._division_name(domain)
         return {
             "source": "table",

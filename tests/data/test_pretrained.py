@@ -1,6 +1,7 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -87,3 +88,31 @@ def test_what_is_wrong_with_the_file_is_said(vocabulary, tmp_path, frame, messag
 def test_a_file_that_is_not_there_is_named(vocabulary, tmp_path, name):
     with pytest.raises(DataError, match=name):
         load_pretrained(field(tmp_path / name), vocabulary)
+
+
+@pytest.mark.parametrize(
+    "form", ["csv with index", "parquet with index", "id last", "semicolon", "text", "pq"]
+)
+def test_vectors_are_read_as_pandas_and_others_write_them(tmp_path, form):
+    """Every vector is that of its id: hand-made, in an order of its own."""
+    ids = np.random.default_rng(0).permutation(np.arange(1, 51))
+    table = pd.DataFrame({"id": ids, "v0": ids / 100, "v1": -ids / 100})
+    path = tmp_path / ("v.parquet" if form in ("parquet with index", "id last") else "v.csv")
+    if form == "csv with index":
+        table.to_csv(path)
+    elif form == "parquet with index":
+        table.sample(frac=1, random_state=1).to_parquet(path)
+    elif form == "id last":
+        table.rename(columns={"id": "item"}).set_index("item").to_parquet(path)
+    elif form == "semicolon":
+        table.to_csv(path, sep=";", index=False)
+    elif form == "text":
+        text = [f"[{a}, {b}]" for a, b in zip(table["v0"], table["v1"], strict=True)]
+        pd.DataFrame({"id": ids, "v": text}).to_csv(path, index=False)
+    else:
+        path = tmp_path / "v.pq"
+        table.to_parquet(path, index=False)
+    values = Vocabulary(pl.Series([7, 3, 50]))
+    field = Field(name="item", pretrained=str(path), size=4, id_type="integer")
+    found = load_pretrained(field, values)
+    np.testing.assert_allclose(found[1:], [[0.07, -0.07], [0.03, -0.03], [0.5, -0.5]], rtol=1e-6)

@@ -230,6 +230,16 @@ def test_a_temporal_split_by_moments(split_of, times, moments):
     assert codes.tolist() == [TRAIN, VALIDATION, TEST, TEST]
 
 
+def test_a_moment_without_zone_is_refused_where_the_texts_have_one(split_of):
+    times = [f"2026-03-{day:02}T00:30:00+01:00" for day in range(1, 11)]
+    table = pl.DataFrame({"time": times})
+    config = {"kind": "temporal", "column": "time", "test_from": "2026-03-09T00:00:00+01:00"}
+    with pytest.raises(ConfigError, match=r"says no zone, but the times of column 'time' do"):
+        split_of(table, **config, validation_from="2026-03-07")
+    found = split_of(table, **config, validation_from="2026/03/07 00:00 +01:00")
+    assert found.tolist() == [0] * 6 + [1] * 2 + [2] * 2
+
+
 def test_a_moment_without_zone_is_in_the_zone_of_the_column(split_of):
     midnight = datetime(2022, 5, 2, 22, tzinfo=UTC)  # 3 May, 0 h in Berlin
     times = [midnight - timedelta(seconds=1), midnight, midnight + timedelta(days=1)]

@@ -188,8 +188,9 @@ def _temporal(split: TemporalSplit, staged: Staged, schema: Schema, keep: Keep) 
             yield rows, temporal.keys(clock.read(column_of(frame, split.column)), rows)
 
     if split.fractions is None:
-        validation = temporal.moment(split.validation_from, clock.dtype, split.column)
-        test = temporal.moment(split.test_from, clock.dtype, split.column)
+        given = (clock.dtype, split.column, clock.zone)
+        validation = temporal.moment(split.validation_from, *given)
+        test = temporal.moment(split.test_from, *given)
         if validation > test:
             moments = (
                 f"validation_from {split.validation_from} is after test_from {split.test_from}"

@@ -62,10 +62,16 @@ class Clock:
         self.column, self.missing, self._dtype = column, missing, dtype
         self._possible = list(_FORMS) if dtype == pl.String else []
         self._odd: list[str] = []
+        self.zone: str | None = None
+        """The first zone other than UTC that a text names."""
 
     def observe(self, values: pl.Series) -> None:
         """Take in a batch of times (N,) as text."""
         texts = without(values, self.missing).drop_nulls().unique(maintain_order=True)
+        zones = texts.str.extract(_ZONE).drop_nulls()
+        zones = zones.filter(~zones.is_in(["+00:00", "+0000", "+00", "-00:00"]))
+        if self.zone is None and len(zones):
+            self.zone = zones[0]
         lost = {form: texts.filter(_FORMS[form](texts).is_null()) for form in self._possible}
         self._possible = [form for form, odd in lost.items() if not len(odd)]
         if any(map(len, lost.values())):  # those that do not fit the form that most others have
@@ -100,6 +106,7 @@ class Clock:
         return self._possible[0]
 
 
+_ZONE = r":\d{2}(?:\.\d+)?\s*([+-]\d{2}(?::?\d{2})?)\s*$"
 _FORMS: dict[str, Callable[[pl.Series], pl.Series]] = {
     "whole numbers": lambda text: text.str.strip_chars().cast(pl.Int64, strict=False),
     "numbers": lambda text: text.str.strip_chars().cast(pl.Float64, strict=False),
@@ -119,12 +126,19 @@ def _narrow(values: pl.Series, rows: Positions) -> pl.Series:
     return narrow
 
 
-def moment(value: Moment, dtype: pl.DataType, column: str) -> int:
+def moment(value: Moment, dtype: pl.DataType, column: str, zone: str | None = None) -> int:
     """Least key that a moment of a column of type `dtype` may have from `value` on. ISO text
     without a zone is in the zone of the column, UTC where it has none.
 
+    Args:
+        value: The moment.
+        dtype: Type of the column.
+        column: Its name.
+        zone: A zone that the column's texts name, as `Clock.zone`.
+
     Raises:
-        ConfigError: `value` is no moment of that type.
+        ConfigError: `value` is no moment of that type, or it does not say its zone where the texts
+            of the column do: whose midnight a date is would be a guess.
     """
     wrong = ConfigError(
         [f"split: {value!r} is no moment of column {column!r}, whose type is {dtype}"],
@@ -132,14 +146,25 @@ def moment(value: Moment, dtype: pl.DataType, column: str) -> int:
     )
     try:
         if isinstance(dtype, pl.Date | pl.Datetime):
+            if zone is not None and moments.moment(str(value)).tzinfo is None:
+                raise _zoneless(value, column, zone)
             return _integer_key(_ticks(str(value), dtype))
         if isinstance(value, str) or value is None:
             raise wrong
         if dtype.is_integer():
             return _integer_key(math.ceil(value))
+    except ConfigError:
+        raise
     except ValueError as error:
         raise wrong from error
     return int(keys(pl.Series(column, [value], dtype=pl.Float64), np.zeros(1, dtype=np.int64))[0])
+
+
+def _zoneless(value: Moment, column: str, zone: str) -> ConfigError:
+    return ConfigError(
+        [f"split: {value!r} says no zone, but the times of column {column!r} do, such as {zone}"],
+        fix=f"say which is meant, such as {str(value)[:10]}T00:00:00{zone}, or …+00:00 for UTC.",
+    )
 
 
 def _integer_key(value: int) -> int:

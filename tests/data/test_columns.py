@@ -73,6 +73,7 @@ def test_two_ids_with_a_comma_are_no_decimal_numbers():
     assert examine(pl.Series("x", ["1.05", "17", "3.99"] * 9)).decimal == "."
     assert examine(pl.Series("x", ["1.0", "17", None] * 9)).decimal == "."
     assert examine(pl.Series("x", ["1", "17", "3e5"] * 9)).decimal is None
+    assert examine(pl.Series("price", ["1", "17", "3"] * 9 + ["n. a."])).decimal is None
 
 
 def test_lists_are_cut_as_they_are_when_they_are_read():

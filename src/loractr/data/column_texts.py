@@ -57,10 +57,9 @@ _UNREAD_TIMES = (
 )
 _UNREAD_TIME = rf"^(?:{'|'.join(_UNREAD_TIMES)})"
 _OF_DAY = r"^\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?$"
-
-
 _ANY_NUMBER = f"{_DRESSED}|{NUMBER}|{_COMMA}"
 _LIST = r"(?s)^\[.*\]$"
+
 _UNREAD = {
     _UNREAD_TIME: (
         "dates in a form that is not read (write them as 2026-12-31 or 2026-12-31T23:59:00)"
@@ -146,8 +145,9 @@ class _Texts:
             if looks[like] < _HARDLY:
                 continue
             values = parse(self.known)
-            odd = self._odd(values.is_not_null())
-            mark = self._decimal(form) if kind in ("whole", "number") else None
+            fits = values.is_not_null()
+            odd = self._odd(fits)
+            mark = self._mark(fits, "," if form == "comma" else ".") if kind != "time" else None
             found = self.written(kind, values, odd=odd, decimal=mark)
             if not odd:
                 return found
@@ -199,10 +199,9 @@ class _Texts:
                 return self.written("list", separator=separator)
         return None
 
-    def _decimal(self, form: str) -> Decimal | None:
-        """The mark in the numbers of that form."""
-        mark: Decimal = "," if form == "comma" else "."
-        return mark if self.known.str.contains(mark, literal=True).any() else None
+    def _mark(self, fits: pl.Series, mark: Decimal) -> Decimal | None:
+        """The decimal mark, if one of the texts that fit has it."""
+        return mark if (fits & self.known.str.contains(mark, literal=True)).any() else None
 
     def _odd(self, fits: pl.Series) -> Counts:
         """The texts that do not fit."""

@@ -6,6 +6,7 @@ spellings. So a column is what nearly all of its values are, and what the others
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import polars as pl
@@ -28,15 +29,13 @@ DRESSED = "numbers with signs that no number has (write them as 1234.5)"
 TIME_OF_DAY = "a time of day (its hour may be an input)"
 """Why a time without a date is none."""
 
-NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
-"""What a number looks like."""
-PADDED = r"^-?0\d|^\+\d{6,}$"
-"""Digits that are a name, like 007 and +4930123: then no value of the column is a number."""
-
-SEPARATORS = ("|", ";", ",", " ")
 _NEARLY = 0.9  # of the values must fit, for the others to be mistakes
 _SOME, _HARDLY = 2_000, 0.1  # different texts to look at first, and how many of them must fit
 _WHOLE = r"^-?(?:0|[1-9]\d*)(?:\.0*)?$"
+NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
+"""What a number looks like."""
+PADDED = r"^-?0\d|^\+\d{6,}$"
+"""What is a name and no number: 007, +4930123."""
 _COMMA = r"^[+-]?\d+(?:,\d+)?$"
 _UNIT = r"(?:[€$£¥%]|EUR|USD|GBP|CNY|RMB)"
 _DRESSED = (
@@ -59,6 +58,7 @@ _UNREAD_TIME = rf"^(?:{'|'.join(_UNREAD_TIMES)})"
 _OF_DAY = r"^\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?$"
 _ANY_NUMBER = f"{_DRESSED}|{NUMBER}|{_COMMA}"
 _LIST = r"(?s)^\[.*\]$"
+_BETWEEN = {separator: rf"\S[{separator}]" for separator in ("|", ";", ",", " ")}
 
 _UNREAD = {
     _UNREAD_TIME: (
@@ -137,6 +137,13 @@ class _Texts:
         """What was found."""
         return Written(form, self.known if values is None else values, self.gaps, **told)
 
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Pattern of texts that are no scalars → share of some of the different ones."""
+        return self._shares(
+            (_DRESSED, _ANY_NUMBER, _THOUSANDS, *_UNREAD, _LIST, *_BETWEEN.values())
+        )
+
     def scalar(self) -> Written | None:
         """One truth value, number or time a row, if the texts are that."""
         looks = self._shares(like for like, _, _ in _FORMS.values())
@@ -162,7 +169,7 @@ class _Texts:
 
     def unread(self) -> Written | None:
         """Numbers, times and lists in a form that is not read, if the texts are such."""
-        shares = self._shares((_DRESSED, _ANY_NUMBER, _THOUSANDS, *_UNREAD))
+        shares = self.shares
         dressed = shares[_DRESSED] > 0.02 and shares[_ANY_NUMBER] >= _NEARLY
         if dressed or (self.expects_number and shares[_THOUSANDS] == 1):
             return self.written("unfit", unfit=DRESSED)
@@ -173,7 +180,7 @@ class _Texts:
 
     def bracketed(self) -> Written | None:
         """Several ids a row, if the texts are lists in brackets; a vector is no input."""
-        if self._shares([_LIST])[_LIST] < _HARDLY:
+        if self.shares[_LIST] < _HARDLY:
             return None
         is_list = self.known.str.contains(_LIST)
         odd = self._odd(is_list)
@@ -186,14 +193,14 @@ class _Texts:
 
     def separated(self) -> Written | None:
         """Several ids a row, if a separator stands between them; a vector is no input."""
-        between = {separator: rf"\S[{separator}]" for separator in SEPARATORS}
-        shares = self._shares(between.values())
-        for separator, pattern in between.items():
-            if shares[pattern] <= 0.2:
+        for separator, pattern in _BETWEEN.items():
+            if self.shares[pattern] <= 0.2:
                 continue
-            if are_fractions(_pieces(self.some, separator)):
+            pieces = _pieces(self.some, separator)
+            if are_fractions(pieces):
                 return self.written("unfit", unfit=VECTOR)
-            pieces = _pieces(self.distinct, separator)
+            if len(self.distinct) > len(self.some):
+                pieces = _pieces(self.distinct, separator)
             numbered = separator != " " or pieces.str.contains(r"\d").all()  # else words of a text
             if numbered and pieces.n_unique() < len(self.distinct):
                 return self.written("list", separator=separator)

@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 
 from cases.shop_log import config, kinds, loractr, proposal, shop_log, write_config
+from loractr.config import parse_config
+from loractr.data.prepare import prepare
 from loractr.data.store import open_prepared
 
 LOG = shop_log()
@@ -429,3 +431,58 @@ print(sum(len(files) for _, _, files in os.walk({str(temporary)!r})))
     )
     assert ran.stdout.strip() == "1"
     assert list(temporary.iterdir()) == []
+
+
+def test_ids_with_a_decimal_comma_are_the_ids_without(tmp_path):
+    """pandas' `to_csv(decimal=",")` of whole numbers with a gap: 52,0 is 52."""
+    log = shop_log().to_pandas()
+    log["user_id"] = log["user_id"].astype(float)
+    log.loc[5, "user_id"] = None
+    log.to_csv(tmp_path / "log.csv", sep=";", decimal=",", index=False)
+    log.to_parquet(tmp_path / "log.parquet", index=False)
+    found = [
+        prepare(parse_config(config(path, decimal=",")).data, tmp_path / path.suffix[1:])
+        for path in (tmp_path / "log.csv", tmp_path / "log.parquet")
+    ]
+    assert found[0].schema == found[1].schema
+    assert (found[0].train.ids == found[1].train.ids).all()
+    assert (found[0].train.numbers == found[1].train.numbers).all()
+
+
+def test_small_and_large_floats_of_two_parts_are_the_same_numbers(tmp_path, caplog):
+    (tmp_path / "logs").mkdir()
+    log = shop_log().with_columns(x=pl.Series([3.7, 0.1] * 300))
+    small = log.head(300).with_columns(pl.col("x").cast(pl.Float32))
+    small.write_parquet(tmp_path / "logs" / "a.parquet")
+    log.tail(300).write_parquet(tmp_path / "logs" / "b.parquet")
+    fields = ["user_id", {"name": "x", "kind": "categorical"}]
+    prepared = prepare(parse_config(config(tmp_path / "logs", fields=fields)).data, tmp_path / "p")
+    assert set(prepared.encoders.vocabularies["x"].values) == {"3.7", "0.1"}
+    assert "Float32 in some files only" in caplog.text
+
+
+def test_utf_8_that_is_said_to_be_latin_1_is_read_as_what_it_is(tmp_path, caplog):
+    (tmp_path / "logs").mkdir()
+    log = shop_log().with_columns(pl.col("shop").replace("c", "Café"))
+    (tmp_path / "logs" / "a.csv").write_bytes(log.head(300).write_csv().encode("latin-1"))
+    (tmp_path / "logs" / "b.csv").write_bytes(log.tail(300).write_csv().encode())
+    values = config(tmp_path / "logs", encoding="latin-1")
+    prepared = prepare(parse_config(values).data, tmp_path / "p")
+    assert prepared.schema.divisions[0].domains == ("Café", "a", "b")
+    assert "b.csv is not latin-1 but UTF-8: read as such" in caplog.text
+
+
+def test_blanks_after_separators_are_no_part_of_names_and_values(tmp_path):
+    text = shop_log().write_csv().replace(",", ", ")
+    (tmp_path / "log.csv").write_text(text)
+    prepared = prepare(parse_config(config(tmp_path / "log.csv")).data, tmp_path / "p")
+    assert prepared.schema.divisions[0].domains == ("a", "b", "c")
+    assert prepared.schema.fields[0].id_type == "integer"
+
+
+def test_sub_folders_that_are_not_read_are_named(tmp_path, caplog):
+    for place in ("dt=1", "more"):
+        (tmp_path / "logs" / place).mkdir(parents=True)
+        shop_log().write_parquet(tmp_path / "logs" / place / "p.parquet")
+    prepare(parse_config(config(tmp_path / "logs")).data, tmp_path / "p")
+    assert "sub-folders that are not key=value are not read: 'more'" in caplog.text

@@ -83,6 +83,6 @@ def _advice(value: str, reading: Reading, form: TextForm) -> str | None:
             " thousands without a mark."
         )
     return (
-        f"correct or remove that line; or, if {value[:40]!r} stands for a missing value, list it in"
-        " `missing_values` in the data section."
+        f"correct or remove that line; or, if {value[:40]!r} stands for a missing value and the"
+        " column may have some, list it in `missing_values` in the data section."
     )

@@ -3,6 +3,7 @@ stay where it is killed.
 """
 
 import codecs
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import IO
 from loractr.data.aside import disk_is_full
 from loractr.data.sources.content import unpacked, unreadable
 from loractr.errors import DataError, MalformedLineError
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 _copies: dict[tuple[object, ...], Path] = {}
@@ -79,11 +82,16 @@ def plain(path: Path, packing: str | None) -> Path:
 
 
 def in_utf8(path: Path, packing: str | None, encoding: str) -> Path:
-    """A copy of the text at `path`, which is in `encoding`, in UTF-8 and unpacked.
+    """A copy of the text at `path`, which is in `encoding`, in UTF-8 and unpacked. Text that is
+    UTF-8 in truth stays as it is, which is said: Latin-1 would read any bytes.
 
     Raises:
         MalformedLineError: the text is not in that encoding.
     """
+
+    if _is_utf8_in_truth(path, packing, encoding):
+        log.warning("%s is not %s but UTF-8: read as such", path, encoding)
+        return plain(path, packing)
 
     def write(file: IO[bytes]) -> None:
         decoder = codecs.getincrementaldecoder(encoding)()
@@ -99,6 +107,26 @@ def in_utf8(path: Path, packing: str | None, encoding: str) -> Path:
                 line += text.count("\n")
 
     return copied(path, f"from {encoding}", write)
+
+
+def _is_utf8_in_truth(path: Path, packing: str | None, encoding: str) -> bool:
+    """Whether all of the text is UTF-8, and not of ASCII alone, where `encoding` has one byte a
+    letter and so reads anything."""
+    if len("é".encode(encoding, "replace")) > 1:
+        return False
+    decoder, ascii_only = codecs.getincrementaldecoder("utf-8")(), True
+    try:
+        with unpacked(path, packing) as source:
+            block = b"?"
+            while block:
+                block = source.read(_BLOCK)
+                ascii_only &= block.isascii()
+                decoder.decode(block, final=not block)
+    except UnicodeError:
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return not ascii_only
 
 
 def _undecodable(path: Path, line: int, encoding: str, error: UnicodeError) -> MalformedLineError:

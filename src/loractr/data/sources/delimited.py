@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 from polars import selectors as cs
+from polars.selectors import by_name
 
 from loractr.data.sources.bad_lines import raise_first_bad_line
 from loractr.data.sources.content import unpacked, unreadable
@@ -82,7 +83,12 @@ def checked(file: TextFile, readings: Readings) -> tuple[pl.LazyFrame, int]:
             f"{file.path} cannot be read: its lines do not all end in the same way.",
             fix="write it with one kind of line end, \\n or \\r\\n.",
         )
-    return read(text(good), readings, file.form), rows
+    frame = read(text(good), readings, file.form)
+    if file.form.decimal == ",":  # where a column of ids has a gap, pandas writes 52 as 52,0
+        others = [name for name in file.named if name not in readings]
+        whole = by_name(*others).str.replace(r"^(\s*-?\d+),(0+\s*)$", "$1.$2")
+        frame = frame.with_columns(whole) if others else frame
+    return frame, rows
 
 
 def _rows(file: TextFile, readings: Readings) -> int | None:

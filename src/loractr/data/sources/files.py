@@ -4,6 +4,7 @@ In a folder, and below the first wildcard of a pattern, a folder `key=value` is 
 files in it, as Spark and Hive write them. What begins with a dot or an underscore is left alone.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from loractr.errors import DataError, some
+
+log = logging.getLogger(__name__)
 
 PARQUET, TEXT = (".parquet", ".pq"), (".csv", ".tsv", ".txt")
 PACKED = (".gz", ".zst", ".bz2")
@@ -46,6 +49,7 @@ def find(path: Path) -> list[Found]:
         return [Found(path, path.name, {})]
     if path.is_dir():
         root, files = path, sorted(_in_folder(path))
+        _tell_left_out(path, files)
     else:
         root, files = _matching(path)
     wanted = [file for file in files if ending(file)]
@@ -79,6 +83,17 @@ def _refuse_twice(files: list[Path], root: Path) -> None:
                 f"{root} holds the same rows twice, by their names: {names}.",
                 fix=f"move one of them away, or name the others by a pattern: *{file.suffix}",
             )
+
+
+def _tell_left_out(folder: Path, files: list[Path]) -> None:
+    """Say which sub-folders are not read, where others or files are."""
+    plain = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not _is_key(entry.name) and not _is_hidden(entry.name)
+    )
+    if plain and files:
+        log.warning("%s: sub-folders that are not key=value are not read: %s", folder, some(plain))
 
 
 def _found(file: Path, root: Path) -> Found:

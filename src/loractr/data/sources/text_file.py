@@ -163,7 +163,7 @@ def _with_header(file: TextFile) -> TextFile:
     file = replace(file, above=line - 1)
     if not is_utf_8(raw):
         raise MalformedLineError(file.path, line, NOT_UTF_8, fix=SAY_ENCODING)
-    names = tuple(name if name.strip() else "" for name in columns)
+    names = tuple(name.strip() for name in columns)
     file = replace(file, columns=names, line_end="\r" if raw.endswith("\r") else "\n")
     if not file.named:
         problem = "the header names no column"

@@ -54,6 +54,13 @@ def together(
             raise DataError(f"{problem}: no type holds both.", fix=fix)
         if tell:
             log.warning("%s; it is left out", problem)
+    small = [name for name in types if _loses_digits([part.types.get(name) for part in parts])]
+    if small and tell:
+        log.warning(
+            "columns that are Float32 in some files only, where whole numbers from 16,777,216 on"
+            " have lost their last digits: %s",
+            some(small),
+        )
     partial = [name for name in types if any(name not in part.types for part in parts)]
     if partial and tell:
         log.warning(
@@ -105,6 +112,14 @@ def _inner(sequence: pl.List | pl.Array) -> pl.DataType:
     return inner if isinstance(inner, pl.DataType) else inner()
 
 
+def _loses_digits(kinds: Sequence[pl.DataType | None]) -> bool:
+    """Whether some parts hold as Float32 what others hold exactly."""
+    present = {
+        _inner(kind) if isinstance(kind, pl.List | pl.Array) else kind for kind in kinds if kind
+    }
+    return pl.Float32() in present and bool(present - {pl.Float32(), pl.Null()})
+
+
 def _is_text(kind: pl.DataType) -> bool:
     return isinstance(kind, pl.String | pl.Categorical | pl.Enum)
 
@@ -153,6 +168,8 @@ def _cast(name: str, old: pl.DataType, new: pl.DataType) -> pl.Expr:
     column = cs.by_name(name).as_expr()
     if old == new:
         return column
+    if old == pl.Float32 and new in (pl.Float64, pl.String):  # .7 stays .7
+        return column.cast(pl.String).cast(new)
     if isinstance(old, pl.Date | pl.Datetime) and new == pl.String:
         return column.map_batches(moments.text, return_dtype=pl.String(), is_elementwise=True)
     return column.cast(new)

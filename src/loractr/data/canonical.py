@@ -169,6 +169,8 @@ def _as_before(values: pl.Series, what: str) -> pl.Series:
         return values.cast(pl.String)
     if values.dtype == pl.Decimal:
         return values.cast(pl.String).str.replace(r"\.0+$|(\.\d*?)0+$", "$1")
+    if values.dtype in _WRITTEN:
+        return values.cast(pl.String)
     if values.dtype not in _EXACT:
         return spelled(values, what)
     values = _checked_floats(values, what)

@@ -131,6 +131,7 @@ def test_gradients_are_those_of_finite_differences(kind):
     assert torch.autograd.gradcheck(output, [t.detach().requires_grad_() for t in inputs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MIXERS)
 def test_the_compiled_form_is_the_eager_one(kind):
     torch.compiler.reset()

@@ -269,6 +269,7 @@ def test_a_row_does_not_feel_its_batch_mates(data):
     torch.testing.assert_close(part, whole[chosen], atol=1e-12, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads", ["domain", "fields", "hidden"])
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_it_compiles_without_a_graph_break_and_means_the_same(reads, top_k):

@@ -387,6 +387,7 @@ def test_a_domain_that_is_not_there_cannot_be_merged(domain):
     assert len(list(adapted(model))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", GATES_OF)
 def test_a_model_compiles_without_a_graph_break(gate):
     torch.compiler.reset()

@@ -76,6 +76,7 @@ def assert_one_graph(model):
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "backbone"), CASES)
 def test_it_compiles_to_one_graph(method, backbone):
     assert_one_graph(narrow(method, backbone))
@@ -104,6 +105,7 @@ def test_the_experts_of_one_division_alone_compile_to_one_graph(place):
     assert_one_graph(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mlora", "moe_mlora", "multilora", "star", "ple"])
 def test_without_a_division_it_compiles_to_one_graph(method):
     """The backbone alone; in a baseline, the average domain."""

@@ -119,7 +119,7 @@ def codes(frame, encoders):
 
 
 QUICK = settings(
-    max_examples=3,
+    max_examples=2,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

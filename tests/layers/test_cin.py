@@ -125,6 +125,7 @@ def test_no_rows_give_no_rows_and_no_gradient():
     assert all(p.grad is None or not p.grad.any() for p in cin.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_compiles_without_a_graph_break_and_keeps_the_precision(dtype):
     torch.compiler.reset()

@@ -273,6 +273,7 @@ def test_an_empty_batch_has_an_empty_result_and_zero_gradients(training):
     assert not any(parameter.grad.any() for parameter in tower.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("every", [False, True])
 def test_it_compiles_without_a_graph_break(training, every):

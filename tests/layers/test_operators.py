@@ -22,6 +22,7 @@ def _kind(request):
         request.getfixturevalue("kernels")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_kind")
 @pytest.mark.parametrize("grouped", [False, True])
 def test_torch_finds_nothing_wrong_with_the_operator(grouped):
@@ -32,6 +33,7 @@ def test_torch_finds_nothing_wrong_with_the_operator(grouped):
     assert set(found.values()) == {"SUCCESS"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_kind")
 @pytest.mark.parametrize("offset", [False, True])
 def test_a_compiled_layer_and_its_gradients_are_the_eager_ones(offset):

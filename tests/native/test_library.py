@@ -99,6 +99,7 @@ def test_what_cannot_be_loaded_is_a_warning_and_an_error_only_for_who_insists(
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_built", "compiled")
 def test_what_is_built_is_used_by_the_process_that_had_none():
     assert native.library() is None

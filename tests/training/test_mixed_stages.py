@@ -447,6 +447,7 @@ def assert_same(found, expected):
         assert torch.equal(found[0][name], value), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -126,6 +126,7 @@ def test_checkpoints_change_nothing(world, tmp_path):
     assert len(folder.writes) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_step", [True, False])
 def test_a_power_cut_before_any_write_of_a_checkpoint(world, tmp_path, every_step):
     expected = run(world, None)

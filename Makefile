@@ -39,6 +39,7 @@ slow: .venv/installed-dev
 
 native: .venv/installed-dev
 	LORACTR_KERNELS=native $(PYTEST) -m "not slow" tests/layers tests/backbones tests/adapters tests/baselines tests/contract
+	LORACTR_KERNELS=native $(PYTEST) -m slow -k "compiles or compiled or operator" tests/layers tests/adapters tests/contract
 
 lowest: .venv-lowest/installed
 	.venv-lowest/bin/pytest -q -m "not slow"

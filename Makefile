@@ -39,7 +39,7 @@ slow: .venv/installed-dev
 
 native: .venv/installed-dev
 	LORACTR_KERNELS=native $(PYTEST) -m "not slow" tests/layers tests/backbones tests/adapters tests/baselines tests/contract
-	LORACTR_KERNELS=native $(PYTEST) -m slow -k "compiles or compiled or operator" tests/layers tests/adapters tests/contract
+	LORACTR_KERNELS=native $(PYTEST) -m slow -k "test_it_compiles or without_a_ or compiled or nothing_wrong" tests/layers tests/adapters tests/contract/test_graphs.py
 
 lowest: .venv-lowest/installed
 	.venv-lowest/bin/pytest -q -m "not slow"
